@@ -1,0 +1,279 @@
+"""`fewstep.load`: a model with its tokenizer, and the verbs generate and stream.
+
+    import fewstep
+
+    model = fewstep.load("sotu-student")
+    print(model.generate(prompt="My fellow citizens,", num_steps=16).texts[0])
+
+Denoisers and autoregressive models answer to the same verbs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fewstep import seeds
+from fewstep.data.tokenizer import load_tokenizer, vocab_size
+from fewstep.diffusion.schedule import SCHEDULES
+from fewstep.models.checkpoint import load_model, read_manifest, resolve
+from fewstep.models.language_model import AutoregressiveLM, Denoiser
+from fewstep.sampling.autoregressive import continue_in_steps
+from fewstep.sampling.constraints import Constraint
+from fewstep.sampling.loop import Progress, unmask_in_steps
+from fewstep.sampling.samplers import SamplerName, sampler_named
+from fewstep.sampling.sharpening import Sharpening
+
+DEFAULT_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Finished texts, their token ids, and the forward passes that the slowest batch took."""
+
+    texts: list[str]
+    tokens: list[list[int]]
+    num_forwards: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One batch of texts between two steps."""
+
+    texts: list[str]
+    """Masked positions are shown as `TextModel.blank`."""
+    tokens: Tensor
+    """Token ids, (B, L)."""
+    written: Tensor
+    """Positions that this step wrote, (B, L)."""
+    step: int
+    num_steps: int
+    num_forwards: int
+
+
+class TextModel:
+    """A denoiser or autoregressive model that reads and writes text.
+
+    Args:
+        network: the model; its adaLN is folded away.
+        tokenizer: of the same vocabulary.
+        manifest: what the checkpoint says of itself; empty if it says nothing.
+    """
+
+    blank = "░"
+
+    def __init__(
+        self,
+        network: Denoiser | AutoregressiveLM,
+        tokenizer: PreTrainedTokenizerBase,
+        manifest: dict[str, Any] | None = None,
+    ) -> None:
+        if vocab_size(tokenizer) != network.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {vocab_size(tokenizer)} tokens and the model {network.vocab_size}; "
+                "load the tokenizer that was saved with the model"
+            )
+        network.folded()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.manifest = manifest or {}
+
+    @property
+    def is_denoiser(self) -> bool:
+        """Whether the model unmasks; otherwise it writes from left to right."""
+        return isinstance(self.network, Denoiser)
+
+    @property
+    def default_steps(self) -> int:
+        """The steps that a distilled student is meant for; 64 for any other denoiser."""
+        return self.manifest.get("num_steps", DEFAULT_STEPS)
+
+    def generate(
+        self,
+        num_samples: int = 1,
+        *,
+        prompt: str | Sequence[str] = "",
+        suffix: str | Sequence[str] = "",
+        infill: str | Sequence[str] = "",
+        length: int | None = None,
+        num_steps: int | None = None,
+        sampler: SamplerName | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> Generation:
+        """Write texts and return them.
+
+        Args:
+            num_samples: Texts for each constraint.
+            prompt: Beginning of each text; several give several texts.
+            suffix: End of each text; as many as prompts, or one for all. Denoisers only.
+            infill: Texts with gaps such as `<mask:8>`. Denoisers only.
+            length: Tokens of each text, prompt and suffix included; by default the model's context.
+            num_steps: Steps of a denoiser, each at most one forward pass.
+            sampler: How a denoiser unmasks: "ancestral" by default.
+            temperature, top_k, top_p: See `Sharpening`.
+            seed: Text i depends on the seed and on i, not on the batch it is made in.
+            batch_size: Texts made at once.
+
+        Raises:
+            ValueError: if a setting is out of range, or has no meaning for this kind of model.
+        """
+        canvases = self._canvases(num_samples, prompt, suffix, infill, length)
+        batches = list(equal_length_batches(canvases, batch_size))
+        tokens: list[list[int]] = [[] for _ in canvases]
+        num_forwards = 0
+        sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
+        for rows in batches:
+            batch = [canvases[row] for row in rows]
+            *_, last = self._steps(batch, rows, num_steps, sampler, sharpening, seed)
+            num_forwards = max(num_forwards, last.num_forwards)
+            for row, ids in zip(rows, last.tokens_BL.tolist(), strict=True):
+                tokens[row] = ids
+        return Generation([self.decode(ids) for ids in tokens], tokens, num_forwards)
+
+    def stream(
+        self,
+        num_samples: int = 1,
+        *,
+        prompt: str | Sequence[str] = "",
+        suffix: str | Sequence[str] = "",
+        infill: str | Sequence[str] = "",
+        length: int | None = None,
+        num_steps: int | None = None,
+        sampler: SamplerName | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[Snapshot]:
+        """Write texts and yield them after every step; the last snapshot is what `generate` returns.
+
+        All texts are one batch, so infilled texts must be equally long. Arguments are those of
+        `generate`.
+        """
+        canvases = self._canvases(num_samples, prompt, suffix, infill, length)
+        if len({len(canvas) for canvas in canvases}) > 1:
+            raise ValueError("the texts to infill differ in length; stream them one at a time")
+        sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
+        rows = list(range(len(canvases)))
+        before = torch.stack(canvases)
+        for progress in self._steps(canvases, rows, num_steps, sampler, sharpening, seed):
+            tokens = progress.tokens_BL.cpu()
+            written, before = tokens != before, tokens
+            texts = [self.decode(ids) for ids in tokens.tolist()]
+            yield Snapshot(texts, tokens, written, progress.step, progress.num_steps, progress.num_forwards)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; separators vanish and masks show as `blank`."""
+        mask = self.tokenizer.mask_token_id
+        pieces, run = [], []
+        for token in [*ids, mask]:
+            if token == mask:
+                pieces.append(self.tokenizer.decode(run, skip_special_tokens=True))
+                run = []
+            else:
+                run.append(token)
+        return self.blank.join(pieces)
+
+    def _canvases(
+        self,
+        num_samples: int,
+        prompt: str | Sequence[str],
+        suffix: str | Sequence[str],
+        infill: str | Sequence[str],
+        length: int | None,
+    ) -> list[Tensor]:
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; ask for at least 1")
+        prompts, suffixes, infills = as_list(prompt), as_list(suffix), as_list(infill)
+        count = max(len(prompts), len(suffixes), len(infills))
+        for name, given in (("prompts", prompts), ("suffixes", suffixes), ("infills", infills)):
+            if len(given) not in (1, count):
+                raise ValueError(f"{len(given)} {name} for {count} texts; give one, or one for each")
+        max_length = self.network.max_length
+        if not self.is_denoiser and (any(suffixes) or any(infills)):
+            raise ValueError("an autoregressive model continues a prompt; suffix and infill need a denoiser")
+        if any(infills) and length is not None:
+            raise ValueError("a text to infill has its own length; leave length out")
+        canvases = []
+        for index in range(count):
+            constraint = Constraint(
+                prompt=prompts[index % len(prompts)],
+                suffix=suffixes[index % len(suffixes)],
+                infill=infills[index % len(infills)],
+            )
+            canvas = constraint.canvas(self.tokenizer, max_length if length is None else length, max_length)
+            canvases += [canvas] * num_samples
+        return canvases
+
+    def _steps(
+        self,
+        canvases: list[Tensor],
+        rows: list[int],
+        num_steps: int | None,
+        sampler: SamplerName | None,
+        sharpening: Sharpening,
+        seed: int,
+    ) -> Iterator[Progress]:
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
+        generators = [seeds.generator(seed, row) for row in rows]  # on the CPU: one text on every device
+        tokens_BL = torch.stack(canvases).to(self.network.device)
+        if isinstance(self.network, Denoiser):
+            return unmask_in_steps(
+                self.network,
+                tokens_BL,
+                num_steps=self.default_steps if num_steps is None else num_steps,
+                sampler=sampler_named(sampler or "ancestral"),
+                schedule=SCHEDULES[self.manifest.get("schedule", "log-linear")],
+                generators=generators,
+                sharpening=sharpening,
+            )
+        if num_steps is not None or sampler is not None:
+            raise ValueError(
+                "num_steps and sampler are a denoiser's; an autoregressive model takes one step a token"
+            )
+        masked_BL = tokens_BL == self.network.start_token_id  # the tokenizer's mask, too, is V
+        return continue_in_steps(
+            self.network,
+            tokens_BL,
+            prompt_lengths=(~masked_BL).sum(1).tolist(),
+            generators=generators,
+            sharpening=sharpening,
+        )
+
+
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """Return one text as a list of one."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def equal_length_batches(canvases: list[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Yield the indices of batches of up to `batch_size` canvases of one length."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    by_length: dict[int, list[int]] = {}
+    for index, canvas in enumerate(canvases):
+        by_length.setdefault(len(canvas), []).append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), batch_size):
+            yield indices[start : start + batch_size]
+
+
+def load(name_or_path: str | Path, *, revision: str | None = None, device: str = "cpu") -> TextModel:
+    """Return a model ready to generate: a shipped one by name, a directory, or a hub repository.
+
+    Raises:
+        ValueError: if there is none, it is damaged, or its tokenizer is of another vocabulary.
+    """
+    network = load_model(name_or_path, revision=revision)
+    network.to(torch.device(device))  # pyright: ignore[reportArgumentType]  wrapped by transformers
+    tokenizer = load_tokenizer(resolve(name_or_path))
+    return TextModel(network, tokenizer, read_manifest(name_or_path))

@@ -1,0 +1,53 @@
+"""One step of the reverse process: which positions unmask, and the tokens they receive.
+
+The sampler's loop and the teacher's rollout both take their steps here, and draw tokens nowhere else.
+"""
+
+import torch
+from torch import Tensor
+
+from fewstep.losses.nelbo import DenoiserNetwork
+from fewstep.sampling.categorical import draw
+from fewstep.sampling.sharpening import Sharpening
+
+CHUNK_ELEMENTS = 2**22
+"""Logits held at once when tokens are drawn."""
+
+
+def bernoulli_positions(
+    masked_BL: Tensor, probability_B: Tensor, generators: list[torch.Generator]
+) -> Tensor:
+    """Return which masked positions (B, L) unmask, each independently with its row's probability."""
+    length = masked_BL.shape[1]
+    chosen = torch.zeros_like(masked_BL)
+    for row, generator in enumerate(generators):
+        if masked_BL[row].any():
+            uniform = torch.rand(length, generator=generator, dtype=torch.float64, device=generator.device)
+            chosen[row] = (uniform < probability_B[row]).to(masked_BL.device)
+    return chosen & masked_BL
+
+
+def draw_tokens(
+    denoiser: DenoiserNetwork,
+    hidden_rows_ND: Tensor,
+    generators_N: list[torch.Generator],
+    sharpening: Sharpening = Sharpening(),
+) -> tuple[Tensor, Tensor]:
+    """Return a token for each hidden row, and the probability that the network gives it; each (N,).
+
+    That probability is not sharpened: at temperature 0 it would be 1 everywhere. The head is applied
+    chunk by chunk, so memory does not grow with N x V.
+    """
+    chunk = max(1, CHUNK_ELEMENTS // denoiser.vocab_size)
+    tokens, probabilities = [], []
+    for start in range(0, len(hidden_rows_ND), chunk):
+        logits = denoiser.head(hidden_rows_ND[start : start + chunk])
+        drawn = draw(sharpening(logits), generators_N[start : start + chunk])
+        tokens.append(drawn)
+        probabilities.append(logits.log_softmax(-1).gather(1, drawn[:, None]).squeeze(1).exp())
+    return torch.cat(tokens), torch.cat(probabilities)
+
+
+def row_generators(positions_BL: Tensor, generators: list[torch.Generator]) -> list[torch.Generator]:
+    """Return the generator of each chosen position's sequence, in the order of `hidden[positions]`."""
+    return [generators[row] for row in positions_BL.nonzero()[:, 0].tolist()]
