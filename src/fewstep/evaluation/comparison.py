@@ -1,0 +1,193 @@
+"""Several models at several numbers of steps: what each writes, how long it takes, what a judge finds.
+
+All texts have one length and no prompt, so quality (the judge), diversity (unigram entropy) and time
+compare across rows. A batch is timed as a whole, after a short untimed one has warmed the model up.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fewstep.evaluation.diversity import unigram_entropy
+from fewstep.evaluation.generative_perplexity import GenerativePerplexity, generative_perplexity
+from fewstep.evaluation.judge import Judge
+from fewstep.sampling.text_model import Generation, TextModel
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and how much there is."""
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """How many texts a row rests on, and how they are made."""
+
+    num_samples: int = 8
+    """Texts of each row."""
+    batch_size: int = 4
+    """Texts made, and timed, together."""
+    length: int = 256
+    """Tokens of each text."""
+    seed: int = 0
+    """Batch b of a row draws with the seed `seed` * batches + b."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_samples < 1:
+            raise ValueError(
+                f"num_samples is {self.num_samples} and batch_size {self.batch_size}; both must be at least 1"
+            )
+        if self.num_samples % self.batch_size:
+            raise ValueError(
+                f"num_samples {self.num_samples} is no multiple of batch_size {self.batch_size}, so batches "
+                "would differ in time; choose one that is"
+            )
+
+    @property
+    def batch_seeds(self) -> range:
+        """The seed of each batch; those of different `seed`s never meet."""
+        num_batches = self.num_samples // self.batch_size
+        return range(self.seed * num_batches, (self.seed + 1) * num_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model at one number of steps."""
+
+    model: str
+    steps: int | None
+    """None for an autoregressive model, which takes one step a token."""
+    texts: tuple[str, ...]
+    entropies: tuple[float, ...]
+    """Unigram entropy of each text, in nats."""
+    batch_seconds: tuple[float, ...]
+    """Wall-clock time of each batch."""
+    num_forwards: int
+    """Forward passes of the slowest batch."""
+    judged: GenerativePerplexity
+
+    @property
+    def entropy(self) -> float:
+        """Mean unigram entropy, in nats."""
+        return statistics.fmean(self.entropies)
+
+    @property
+    def entropy_standard_error(self) -> float:
+        """Standard error of `entropy` over texts; NaN for a single one."""
+        if len(self.entropies) < 2:
+            return math.nan
+        return statistics.stdev(self.entropies) / math.sqrt(len(self.entropies))
+
+    @property
+    def seconds(self) -> float:
+        """Median wall-clock seconds of a batch."""
+        return statistics.median(self.batch_seconds)
+
+    def record(self) -> dict[str, Any]:
+        """Return the row for a program to read."""
+        return {
+            "model": self.model,
+            "steps": self.steps,
+            "gen_ppl": self.judged.perplexity,
+            "bits_per_byte": self.judged.bits_per_byte,
+            "entropy": self.entropy,
+            "seconds": self.seconds,
+        }
+
+
+def compare(
+    models: Mapping[str, TextModel],
+    judge: Judge,
+    *,
+    steps: Sequence[int],
+    samples: Samples,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Return a row for each model and number of steps, in that order; autoregressive models have one row.
+
+    Args:
+        models: The models by the name that their rows carry.
+        judge: Scores the decoded texts.
+        steps: Numbers of steps for each denoiser.
+        samples: Number, length and seed of the texts of each row.
+        progress: Called after each batch and each pass of the judge.
+
+    Raises:
+        ValueError: if there is nothing to compare, or a model cannot write such texts.
+    """
+    cells = [
+        (name, num_steps)
+        for name, model in models.items()
+        for num_steps in (steps if model.is_denoiser else (None,))
+    ]
+    if not cells:
+        raise ValueError("there is nothing to compare; pass at least one model and one number of steps")
+    progress = progress or _silent
+    generated = _generate_all(models, cells, samples, progress)
+    progress("judging", 0, len(cells) * samples.num_samples)
+    rows = []
+    for index, ((name, num_steps), batches) in enumerate(zip(cells, generated, strict=True)):
+        texts = [text for generation, _ in batches for text in generation.texts]
+        done = index * len(texts)
+
+        def judging(tokens: int, all_tokens: int, done: int = done) -> None:
+            progress(
+                "judging", done + samples.num_samples * tokens // all_tokens, len(cells) * samples.num_samples
+            )
+
+        rows.append(
+            Row(
+                model=name,
+                steps=num_steps,
+                texts=tuple(texts),
+                entropies=tuple(
+                    unigram_entropy([torch.tensor(tokens)])
+                    for generation, _ in batches
+                    for tokens in generation.tokens
+                ),
+                batch_seconds=tuple(seconds for _, seconds in batches),
+                num_forwards=max(generation.num_forwards for generation, _ in batches),
+                judged=generative_perplexity(texts, judge, progress=judging),
+            )
+        )
+    return rows
+
+
+def _generate_all(
+    models: Mapping[str, TextModel], cells: list[tuple[str, int | None]], samples: Samples, progress: Progress
+) -> list[list[tuple[Generation, float]]]:
+    """Return the batches of each cell with the seconds that each took."""
+    passes = [samples.length if num_steps is None else num_steps for _, num_steps in cells]
+    total, done = sum(passes) * len(samples.batch_seeds), 0
+    progress("generating", done, total)
+    for model in models.values():
+        _batch(model, WARM_UP_STEPS if model.is_denoiser else None, samples, samples.seed)
+    generated = []
+    for (name, num_steps), num_passes in zip(cells, passes, strict=True):
+        batches = []
+        for seed in samples.batch_seeds:
+            started = time.perf_counter()
+            generation = _batch(models[name], num_steps, samples, seed)
+            batches.append((generation, time.perf_counter() - started))
+            done += num_passes
+            progress("generating", done, total)
+        generated.append(batches)
+    return generated
+
+
+def _batch(model: TextModel, num_steps: int | None, samples: Samples, seed: int) -> Generation:
+    return model.generate(
+        samples.batch_size,
+        length=samples.length,
+        num_steps=num_steps,
+        seed=seed,
+        batch_size=samples.batch_size,
+    )
+
+
+def _silent(activity: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,58 @@
+"""Diversity of generated tokens: a low perplexity counts only if the text does not repeat itself."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def unigram_entropy(tokens: Tensor | Iterable[Tensor]) -> float:
+    """Return the entropy of each sequence's histogram of tokens, in nats, averaged over sequences.
+
+    H = - sum over distinct tokens v of p(v) log p(v), with p(v) the share of v in its own sequence. It is
+    at most log L, and depends on L: compare sequences of one length.
+
+    Args:
+        tokens: Generated tokens (sequences, L), or sequences of any lengths, each (L,).
+
+    Raises:
+        ValueError: if there is no sequence, or one is empty.
+    """
+    entropies = []
+    for sequence in _sequences(tokens):
+        shares = sequence.unique(return_counts=True)[1].double() / len(sequence)
+        entropies.append(torch.special.entr(shares).sum().item())
+    return sum(entropies) / len(entropies)
+
+
+def distinct_n(tokens: Tensor | Iterable[Tensor], n: int) -> float:
+    """Return the number of distinct n-grams over the number of n-grams, all sequences together.
+
+    n-grams do not cross from one sequence to the next. Source: Li et al., 2016, section 5.3.
+
+    Args:
+        tokens: Generated tokens (sequences, L), or sequences of any lengths, each (L,).
+        n: Length of the n-grams.
+
+    Raises:
+        ValueError: if there is no sequence, one is empty, `n` is below 1, or none has `n` tokens.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; an n-gram has at least 1 token")
+    sequences = _sequences(tokens)
+    grams = [sequence.unfold(0, n, 1) for sequence in sequences if len(sequence) >= n]
+    if not grams:
+        longest = max(len(sequence) for sequence in sequences)
+        raise ValueError(f"n is {n}, and the longest sequence has {longest} tokens; choose a smaller n")
+    grams_NG = torch.cat(grams)
+    return len(grams_NG.unique(dim=0)) / len(grams_NG)
+
+
+def _sequences(tokens: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Return the sequences, each (L,) with L at least 1."""
+    sequences = list(tokens)
+    if not sequences or any(sequence.dim() != 1 or len(sequence) == 0 for sequence in sequences):
+        raise ValueError(
+            "diversity needs at least one sequence of at least one token; pass tokens as (sequences, L)"
+        )
+    return sequences
