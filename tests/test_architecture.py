@@ -16,13 +16,14 @@ MAY_IMPORT = {
     "diffusion": FOUNDATION,
     "models": FOUNDATION,
     **dict.fromkeys(MIDDLE, LOWER),
-    "evaluation": LOWER,
+    "evaluation": {*LOWER, "fewstep"},
     "serving": LOWER,
     "benchmark": {*LOWER, "evaluation"},
     "training": {*LOWER, "evaluation"},
     "cli": {*LOWER, "evaluation", "serving", "benchmark", "training", "fewstep"},
 }
-"""What each part may import, besides itself; "fewstep" is the package's own `__init__`."""
+"""What each part may import, besides itself; "fewstep" is the package's own `__init__`, which knows the
+version."""
 ENTRY_POINTS = {"__init__", "__main__"}
 FORBIDDEN_NAMES = {"utils", "common", "core", "misc", "helpers"}
 LONGEST_FILE = 350

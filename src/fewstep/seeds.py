@@ -10,7 +10,7 @@ def generator(seed: int, *path: int, device: torch.device | str = "cpu") -> torc
     Different paths give independent streams; the same path gives the same stream, so nothing about
     random numbers has to be saved to resume.
     """
-    state = np.random.SeedSequence([seed, *path]).generate_state(2, np.uint32)
+    state = np.random.SeedSequence(seed, spawn_key=path).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed(int(state[0]) << 32 | int(state[1]))
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests import reference
 from torch import Tensor
 
 from fewstep.diffusion.schedule import SCHEDULES
 from fewstep.distillation.objective import DistillationObjective, DivergenceProbe
 from fewstep.models.language_model import Denoiser
+from tests import reference
 
 TOKENS_BL = torch.randint(0, 29, (8, 24), generator=torch.Generator().manual_seed(0))
 

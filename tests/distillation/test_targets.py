@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tests.distillation.reference import targets_by_hand
-from tests.sampling.reference import MASK, VOCAB_SIZE, TableDenoiser
 from torch import Tensor
 
 from fewstep import seeds
@@ -11,6 +9,8 @@ from fewstep.diffusion.masking import corrupt
 from fewstep.diffusion.schedule import SCHEDULES
 from fewstep.distillation.targets import teacher_targets
 from fewstep.models.language_model import Denoiser
+from tests.distillation.reference import targets_by_hand
+from tests.sampling.reference import MASK, VOCAB_SIZE, TableDenoiser
 
 
 class PassNumber:

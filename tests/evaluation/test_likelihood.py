@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.reference import exact_bound
 
 from fewstep.diffusion.schedule import SCHEDULES, LogLinear
 from fewstep.evaluation.likelihood import Likelihood, likelihood
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
+from tests.reference import exact_bound
 
 TOKENS = torch.randint(0, 29, (40, 8), generator=torch.Generator().manual_seed(0))
 

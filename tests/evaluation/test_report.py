@@ -120,7 +120,7 @@ def html(tmp_path: Path) -> str:
         student="s",
         teacher="t",
         samples=Samples(num_samples=2, batch_size=2),
-        live=live_description([ROUND], 8, 75.2),
+        live=live_description([ROUND], {"loop": {"batch_size": 8}, "rounds": {"teacher_steps": 4}}, 75.2),
         live_rounds=[ROUND, ROUND],
         method={"Judge <b>": "1 < 2"},
     )
@@ -166,6 +166,7 @@ def test_the_table_holds_every_row(html: str) -> None:
 def test_the_live_rounds_give_their_change(html: str) -> None:
     assert "0.4000 at first, 0.3800 at last (-5.0%)" in html
     assert "teacher steps of size 1/32" in html
+    assert "what its teacher does in 4, and" in html
     assert "one round of 20 training steps: 160 sequences in 1 min 15 s" in html
 
 

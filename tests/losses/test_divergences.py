@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tests import reference
 
 from fewstep.losses.divergences import DIVERGENCES, cross_entropy
+from tests import reference
 
 every_divergence = pytest.mark.parametrize("name", DIVERGENCES)
 

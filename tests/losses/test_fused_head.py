@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests import reference
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.losses import fused_head
 from fewstep.losses.divergences import DIVERGENCES
 from fewstep.losses.fused_head import head_cross_entropy, head_divergence, log_probabilities
+from tests import reference
 
 N, D, V = 37, 8, 13
 LOSSES = [*DIVERGENCES, "cross_entropy"]

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from tests.reference import exact_bound
 
 from fewstep.diffusion.schedule import SCHEDULES, Cosine, LogLinear
 from fewstep.losses.nelbo import NelboObjective, bound_weights, nelbo_sum
 from fewstep.models.language_model import Denoiser
+from tests.reference import exact_bound
 
 CLEAN = torch.randint(0, 29, (3, 6), generator=torch.Generator().manual_seed(0))
 

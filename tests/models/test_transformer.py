@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from tests.reference import transformer_logits
 
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
 from fewstep.models.transformer import Block, Transformer, attention, fold
+from tests.reference import transformer_logits
 
 
 def tokens(length: int, seed: int = 0) -> torch.Tensor:

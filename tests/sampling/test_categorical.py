@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.sampling.reference import chi_square_p_value
 
 from fewstep import seeds
 from fewstep.sampling.categorical import draw
+from tests.sampling.reference import chi_square_p_value
 
 GENERATOR_OF_A_SEQUENCE = 0
 

@@ -2,6 +2,12 @@
 
 import pytest
 import torch
+
+from fewstep import seeds
+from fewstep.diffusion.masking import unmask_probability
+from fewstep.diffusion.schedule import SCHEDULES
+from fewstep.sampling.loop import unmask_in_steps
+from fewstep.sampling.samplers import sampler_named
 from tests.sampling.reference import (
     MASK,
     State,
@@ -12,13 +18,6 @@ from tests.sampling.reference import (
     first_hitting_joint,
     tweedie_unmasking,
 )
-
-from fewstep import seeds
-from fewstep.diffusion.masking import unmask_probability
-from fewstep.diffusion.schedule import SCHEDULES
-from fewstep.diffusion.time_grid import time_grid
-from fewstep.sampling.loop import unmask_in_steps
-from fewstep.sampling.samplers import sampler_named
 
 NUM_SAMPLES = 10_000
 ALL_MASKED = (MASK, MASK, MASK)
@@ -40,7 +39,9 @@ def sampled(
 
 
 def alphas(num_steps: int, schedule: str) -> list[float]:
-    return SCHEDULES[schedule].alpha(time_grid(num_steps)).tolist()
+    """Return alpha at the times 1, 1 - 1 / N, ..., 0."""
+    times = torch.tensor([1 - step / num_steps for step in range(num_steps + 1)], dtype=torch.float64)
+    return SCHEDULES[schedule].alpha(times).tolist()
 
 
 @pytest.mark.parametrize(

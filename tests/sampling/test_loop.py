@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.sampling.reference import MASK, TableDenoiser
 from torch import Tensor
 
 from fewstep import seeds
@@ -11,6 +10,7 @@ from fewstep.models.language_model import Denoiser
 from fewstep.sampling.loop import Progress, unmask_in_steps
 from fewstep.sampling.samplers import sampler_named
 from fewstep.sampling.sharpening import Sharpening
+from tests.sampling.reference import MASK, TableDenoiser
 
 SAMPLERS = ["ancestral", "analytic", "first-hitting", "confidence"]
 

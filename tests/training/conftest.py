@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.training.tiny_run import LONG, train
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tests.training.tiny_run import CONFIG, OBJECTIVE, losses, new_loop, program, records, train
 
 from fewstep.losses.nelbo import NelboObjective
 from fewstep.models.language_model import Denoiser
 from fewstep.training.loop import LoopConfig
 from fewstep.training.optimizer import OptimizerConfig
 from fewstep.training.run_state import Place, saved_place
+from tests.training.tiny_run import CONFIG, OBJECTIVE, losses, new_loop, program, records, train
 
 
 def sgd(model: Denoiser) -> torch.optim.Optimizer:

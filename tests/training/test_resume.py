@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.tiny_run import LONG, OBJECTIVE, assert_same_run, new_loop, program, train
 
 from fewstep.losses.nelbo import NelboObjective
 from fewstep.training.run_state import Place, saved_place
+from tests.training.tiny_run import LONG, OBJECTIVE, assert_same_run, new_loop, program, train
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 13, 23])

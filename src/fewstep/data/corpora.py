@@ -46,6 +46,11 @@ class Corpus:
                 f"set text_field to one of {', '.join(documents.column_names)}"
             )
         documents = documents.select_columns([self.text_field])
+        kind = documents.features[self.text_field]
+        if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+            raise ValueError(
+                f"column {self.text_field!r} of {self.source!r} holds no text; set text_field to another"
+            )
         documents = documents.filter(_has_text, fn_kwargs={"field": self.text_field})
         if len(documents) == 0:
             raise ValueError(f"{self.source!r} holds no text; name a corpus that has some")
@@ -73,7 +78,11 @@ class Corpus:
             files = [file for file in files if file.stat().st_size > 0]
         if not files:
             raise ValueError(f"{self.source!r} holds no text; name a corpus that has some")
-        return load_dataset(reader, data_files=[str(file) for file in files], split="train", **options)
+        try:
+            return load_dataset(reader, data_files=[str(file) for file in files], split="train", **options)
+        except Exception as error:  # damaged files raise many kinds
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"cannot read {self.source!r}: {reason}") from error
 
     def _download(self) -> Dataset:
         try:

@@ -50,7 +50,8 @@ def tokenize_corpus(
         training = tokenized(documents, corpus.text_field, tokenizer)
         validation = tokenized(validation_corpus.documents(), validation_corpus.text_field, tokenizer)
     elif len(documents) >= every:
-        held_out = range(every - 1, len(documents), every)
+        share = validation_fraction
+        held_out = [i for i in range(len(documents)) if int((i + 1) * share) > int(i * share)]
         kept = sorted(set(range(len(documents))) - set(held_out))
         training = tokenized(documents.select(kept), corpus.text_field, tokenizer)
         validation = tokenized(documents.select(held_out), corpus.text_field, tokenizer)
@@ -84,7 +85,9 @@ def tokenize(documents: Dataset, text_field: str, tokenizer: PreTrainedTokenizer
     dtype = np.uint16 if vocab_size(tokenizer) < 2**16 else np.uint32
     pieces = []
     for batch in documents.iter(TOKENIZED_AT_ONCE):
-        for tokens in tokenizer(batch[text_field], add_special_tokens=False, verbose=False)["input_ids"]:
+        for tokens in tokenizer(
+            batch[text_field], add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]:
             pieces.append(np.array([*tokens, tokenizer.eos_token_id], dtype=dtype))
     return np.concatenate(pieces)
 

@@ -48,7 +48,14 @@ def with_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer saved in a directory, or on the Hugging Face hub, with a mask token."""
-    return with_mask_token(AutoTokenizer.from_pretrained(str(name_or_path)))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot load a tokenizer from {str(name_or_path)!r}: {reason}; name a directory or repository"
+        ) from error
+    return with_mask_token(tokenizer)
 
 
 def vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:

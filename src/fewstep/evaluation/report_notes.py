@@ -49,18 +49,19 @@ def contenders(
     return [Contender(name=role, label=labels[role], about=about[role]) for role in ROLES]
 
 
-def live_description(rounds: Sequence[LiveRound], batch_size: int, seconds: float) -> str:
-    """Return what the live distillation did."""
+def live_description(rounds: Sequence[LiveRound], settings: Mapping[str, Any], seconds: float) -> str:
+    """Return what the live distillation with `settings` (of its manifest) did in `seconds`."""
     each = rounds[-1].training_steps[-1]
-    sequences = sum(one.training_steps[-1] for one in rounds) * batch_size
+    sequences = sum(one.training_steps[-1] for one in rounds) * settings["loop"]["batch_size"]
     count = "one round" if len(rounds) == 1 else f"{len(rounds)} rounds"
+    folded = settings["rounds"]["teacher_steps"]
     return (
         f"This run distilled the teacher for {count} of {each} training steps: {sequences:,} sequences "
         f"in {duration(seconds)} of training. A round teaches a student to predict in one step what its "
-        "teacher does in two, and its student is the teacher of the next. The probe is a fixed set of "
-        "masked texts with fixed targets. Most of the divergence is the randomness of those targets and "
-        "never goes away; its fall is what the student has learnt. Minutes show the fall; hours of the "
-        "same command made the shipped student."
+        f"teacher does in {folded}, and its student is the teacher of the next. The probe is a fixed set "
+        "of masked texts with fixed targets. Most of the divergence is the randomness of those targets "
+        "and never goes away; its fall is what the student has learnt. The shipped student is what hours "
+        "of the same command make."
     )
 
 
@@ -75,7 +76,7 @@ def method(samples: Samples, judge: str, live_settings: Mapping[str, Any], minut
     """
     judge_name = "SmolLM2-135M-Instruct, unpacked from 4-bit weights" if judge == SMOLLM2 else judge
     batches = len(samples.batch_seeds)
-    live = live_settings
+    live, rounds = live_settings, live_settings["rounds"]
     return {
         "Judge": f"{judge_name}, in float32. It reads each decoded text after its own start token; every "
         "token counts.",
@@ -90,9 +91,9 @@ def method(samples: Samples, judge: str, live_settings: Mapping[str, Any], minut
         f"{samples.batch_size} texts, the model loaded and warm. A step costs at most one forward pass; "
         "the baseline keeps its keys and values.",
         "Live distillation": f"fewstep distill on {live['data']['corpus']['source']}: teacher "
-        f"{live['teacher']} at {live['rounds']['base_steps']} steps, batch {live['loop']['batch_size']}, "
-        f"learning rate {live['optimizer']['learning_rate']:g}, {live['rounds']['divergence']}, seed "
-        f"{live['loop']['seed']}.",
+        f"{live['teacher']} at {rounds['base_steps']} steps, {rounds['teacher_steps']} of them to one, "
+        f"{rounds['divergence']}, batch {live['loop']['batch_size']}, learning rate "
+        f"{live['optimizer']['learning_rate']:g}, seed {live['loop']['seed']}.",
         "Versions": f"fewstep {fewstep.__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}",
         "Hardware": f"{_processor()}, {torch.get_num_threads()} threads",
@@ -109,7 +110,7 @@ def duration(seconds: float) -> str:
 def _trained(model: TextModel) -> str:
     words = _size(model)
     if "tokens_seen" in model.manifest:
-        words += f", trained on {model.manifest['tokens_seen'] / 1e6:.1f}M tokens"
+        words += f", trained on {_tokens(model)}"
         if model.manifest.get("settings", {}).get("init_from"):
             words += " after those of the weights it started from"
     return words
@@ -122,12 +123,17 @@ def _distilled(model: TextModel) -> str:
     count, loop = manifest["round_index"] + 1, manifest["settings"]["loop"]
     return (
         f"{count} {'round' if count == 1 else 'rounds'} of {loop['training_steps']:,} training steps, "
-        f"{manifest['tokens_seen'] / 1e6:.1f}M tokens; meant for {manifest['num_steps']} steps"
+        f"{_tokens(model)}; meant for {manifest['num_steps']} steps"
     )
 
 
+def _tokens(model: TextModel) -> str:
+    tokens = model.manifest["tokens_seen"]
+    return f"{tokens / 1e6:.1f}M tokens" if tokens >= 1e6 else f"{tokens:,} tokens"
+
+
 def _size(model: TextModel) -> str:
-    return f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.1f}M parameters"
+    return f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.1f}M parameters at inference"
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ teacher's log-probabilities `log_q` (N, V), or token ids (N,) for the cross-entr
 loss of each row (N,) and the gradient of that row's loss by the student's LOGITS (N, V).
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -39,7 +40,7 @@ def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """1/2 KL(p || m) + 1/2 KL(q || m) with m = (p + q) / 2."""
     p, q = log_p.exp(), log_q.exp()
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, device=log_p.device))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     log_p_ratio = log_p - log_m
     p_part = (p * log_p_ratio).sum(1)
     row_loss = 0.5 * (p_part + (q * (log_q - log_m)).sum(1))

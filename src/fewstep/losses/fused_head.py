@@ -20,7 +20,9 @@ def head_cross_entropy(
     rows_ND: Tensor, head: nn.Linear, tokens_N: Tensor, row_weights_N: Tensor | None = None
 ) -> Tensor:
     """Return the sum over rows of weight * -log softmax(head(row))[token], a differentiable scalar."""
-    return _FusedHead.apply(rows_ND, head.weight, head.bias, cross_entropy, tokens_N, None, row_weights_N)
+    return _FusedHead.apply(
+        rows_ND, head.weight, head.bias, cross_entropy, tokens_N, None, row_weights_N, torch.is_grad_enabled()
+    )
 
 
 def head_divergence(
@@ -30,13 +32,23 @@ def head_divergence(
 
     The teacher's rows and head receive no gradient. Divide by N for the mean.
     """
-    return _FusedHead.apply(rows_ND, head.weight, head.bias, divergence, teacher_rows_ND, teacher_head, None)
+    return _FusedHead.apply(
+        rows_ND,
+        head.weight,
+        head.bias,
+        divergence,
+        teacher_rows_ND,
+        teacher_head,
+        None,
+        torch.is_grad_enabled(),
+    )
 
 
 def log_probabilities(rows_ND: Tensor, head: nn.Linear) -> Tensor:
     """Return log softmax(head(rows)), (N, V) float32."""
     bias = None if head.bias is None else head.bias.float()
-    return F.linear(rows_ND.float(), head.weight.float(), bias).log_softmax(-1)
+    with torch.autocast(rows_ND.device.type, enabled=False):
+        return F.linear(rows_ND.float(), head.weight.float(), bias).log_softmax(-1)
 
 
 class _FusedHead(torch.autograd.Function):
@@ -47,18 +59,20 @@ class _FusedHead(torch.autograd.Function):
         ctx: Any,
         rows_ND: Tensor,
         weight_VD: Tensor,
-        bias_V: Tensor,
+        bias_V: Tensor | None,
         row_loss: RowLoss,
         targets: Tensor,
         teacher_head: nn.Linear | None,
         row_weights_N: Tensor | None,
+        grad_enabled: bool,
     ) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        rows, weight, bias = rows_ND.float(), weight_VD.float(), bias_V.float()
+        needs_gradient = grad_enabled and any(ctx.needs_input_grad[:3])
+        rows, weight = rows_ND.float(), weight_VD.float()
+        bias = None if bias_V is None else bias_V.float()
         total = rows.new_zeros((), dtype=torch.float64)
         if needs_gradient:
             rows_grad, weight_grad = torch.empty_like(rows), torch.zeros_like(weight)
-            bias_grad = torch.zeros_like(bias)
+            bias_grad = weight.new_zeros(weight.shape[0])
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, rows.shape[0], chunk):
@@ -78,13 +92,13 @@ class _FusedHead(torch.autograd.Function):
                     bias_grad += logits_grad.sum(0)
         if needs_gradient:
             ctx.save_for_backward(rows_grad, weight_grad, bias_grad)
-            ctx.dtypes = rows_ND.dtype, weight_VD.dtype, bias_V.dtype
+            ctx.dtypes = rows_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (
-            (gradient * upstream[0]).to(dtype)
+            None if dtype is None else (gradient * upstream[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None

@@ -70,6 +70,8 @@ def load_model(name_or_path: str | Path, *, revision: str | None = None) -> Deno
     if wrong or report["mismatched_keys"]:
         names = ", ".join([*wrong, *(str(key) for key in report["mismatched_keys"])][:8])
         raise ValueError(f"the weights in {name_or_path} do not fit its config.json: {names}")
+    for parameter in model.parameters():  # as loaded, their addresses differ, and so would rounding
+        parameter.data = parameter.data.clone()
     return model
 
 
@@ -102,8 +104,13 @@ def weights_hash(directory: str | Path) -> str:
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `directory` when the block ends well."""
+    """Yield an empty directory that takes the place of `directory` when the block ends well.
+
+    Raises:
+        OSError: if the files cannot be written, as on a full disk.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    recover(directory)
     unfinished = directory.with_name(f"{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -113,8 +120,10 @@ def replacing(directory: Path) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, (SafetensorError, RuntimeError)):  # what a full disk becomes in these libraries
+            raise OSError(f"cannot save {directory}: {str(error).splitlines()[0]}") from error
         raise
     previous = directory.with_name(f"{directory.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)

@@ -17,14 +17,20 @@ CHUNK_ELEMENTS = 2**22
 def bernoulli_positions(
     masked_BL: Tensor, probability_B: Tensor, generators: list[torch.Generator]
 ) -> Tensor:
-    """Return which masked positions (B, L) unmask, each independently with its row's probability."""
-    length = masked_BL.shape[1]
-    chosen = torch.zeros_like(masked_BL)
-    for row, generator in enumerate(generators):
-        if masked_BL[row].any():
-            uniform = torch.rand(length, generator=generator, dtype=torch.float64, device=generator.device)
-            chosen[row] = (uniform < probability_B[row]).to(masked_BL.device)
-    return chosen & masked_BL
+    """Return which masked positions (B, L) unmask, each independently with its row's probability.
+
+    A row without masks draws nothing.
+    """
+    uniform_BL = torch.ones(masked_BL.shape, dtype=torch.float64)
+    for row in masked_BL.any(1).nonzero()[:, 0].tolist():
+        uniform_BL[row] = torch.rand(
+            masked_BL.shape[1],
+            generator=generators[row],
+            dtype=torch.float64,
+            device=generators[row].device,
+        )
+    chosen_BL = uniform_BL < probability_B.to(uniform_BL.device)[:, None]
+    return chosen_BL.to(masked_BL.device) & masked_BL
 
 
 def draw_tokens(

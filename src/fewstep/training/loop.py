@@ -53,11 +53,15 @@ class LoopConfig:
         for name in ("training_steps", "batch_size", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.micro_batch_size < 0:
+            raise ValueError(f"loop.micro_batch_size is {self.micro_batch_size}; it must be at least 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"loop.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
     def accelerator(self, run_directory: Path) -> Accelerator:
         """Return the Accelerator of a run, its trackers started."""
         accelerator = Accelerator(
-            mixed_precision="bf16" if self.precision == "bfloat16" else "no",
+            mixed_precision="no",  # `update` casts: Accelerate allows one precision in a process
             log_with=None if self.tracker == "none" else self.tracker,
             project_dir=run_directory,
         )
@@ -186,7 +190,9 @@ class TrainingLoop:
             }
             accumulating = start != parts[-1]
             with accelerator.no_sync(module) if accumulating else nullcontext():
-                with accelerator.autocast():
+                with torch.autocast(
+                    accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+                ):
                     loss = module(part) / normalizer
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
@@ -224,13 +230,15 @@ class _Interval:
             ValueError: if the loss was not finite.
         """
         loss = float(self.loss_sum) / self.updates
-        if not math.isfinite(loss):
+        gradient_norm = float(self.norm_sum) / self.updates
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise ValueError(
-                f"the loss is {loss} after {training_step} training steps; lower "
-                f"optimizer.learning_rate and resume from the state saved in {run_directory}"
+                f"the loss is {loss} and the norm of its gradient {gradient_norm} after {training_step} "
+                f"training steps; lower optimizer.learning_rate and resume from the state saved in "
+                f"{run_directory}"
             )
         return {
             "loss": loss,
-            "gradient_norm": float(self.norm_sum) / self.updates,
+            "gradient_norm": gradient_norm,
             "tokens_per_second": self.tokens / (time.monotonic() - self.started),
         }

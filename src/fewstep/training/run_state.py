@@ -81,7 +81,7 @@ def load_state(
             average.average[name].copy_(tensor)
         optimizer.load_state_dict(torch.load(directory / "optimizer.pt", weights_only=True))
     except Exception as error:  # damaged files raise many kinds
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the saved state in {directory} cannot be read ({reason}); start again in another directory"
         ) from error

@@ -25,7 +25,7 @@ def train(
     tokenizer: str,
     kind: Literal["diffusion", "autoregressive"] = "diffusion",
     init_from: str | None = None,
-    shape: ShapeName = "small",
+    shape: ShapeName | None = None,
     schedule: ScheduleName = "log-linear",
     data: DataConfig = DataConfig(),
     optimizer: OptimizerConfig = OptimizerConfig(),
@@ -41,7 +41,7 @@ def train(
         tokenizer: Directory or hub name of the tokenizer.
         kind: What to train.
         init_from: Checkpoint to start from. A denoiser may start from an autoregressive model.
-        shape: Size of the network; that of `init_from` if given.
+        shape: Size of the network, "small" by default. One that starts from `init_from` has its size.
         schedule: Masking schedule of a denoiser.
         data: Text to train and validate on.
         optimizer: AdamW and its learning rate.
@@ -100,20 +100,26 @@ def train(
 
 
 def initial_model(
-    kind: str, init_from: str | None, shape: str, context_length: int, num_tokens: int, seed: int
+    kind: str, init_from: str | None, shape: str | None, context_length: int, num_tokens: int, seed: int
 ) -> Denoiser | AutoregressiveLM:
     """Return the network to train: fresh, or with the weights of `init_from`.
 
     Raises:
-        ValueError: if `init_from` has another vocabulary, or is a denoiser where `kind` is not.
+        ValueError: if `init_from` has another vocabulary, is a denoiser where `kind` is not, or comes
+            with a shape.
     """
+    if init_from is not None and shape is not None:
+        raise ValueError(f"shape is that of {init_from}, which the network starts from; leave shape out")
     if init_from is None:
         config_class = DenoiserConfig if kind == "diffusion" else AutoregressiveConfig
-        config = config_class(vocab_size=num_tokens, max_position_embeddings=context_length, **SHAPES[shape])
+        config = config_class(
+            vocab_size=num_tokens, max_position_embeddings=context_length, **SHAPES[shape or "small"]
+        )
         model = (Denoiser if kind == "diffusion" else AutoregressiveLM)(config)
         model.backbone.initialize(seeds.generator(seed))
         return model
     model = load_model(init_from)
+    model.config.max_position_embeddings = context_length
     if model.vocab_size != num_tokens:
         raise ValueError(
             f"{init_from} was trained with {model.vocab_size} tokens and the tokenizer has {num_tokens}; "
