@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fewstep.data.corpora import Corpus
+from fewstep.diffusion.schedule import SCHEDULES
+from fewstep.distillation.objective import DistillationObjective, DivergenceProbe
 from fewstep.distillation.rounds import RoundsConfig
 from fewstep.models.checkpoint import load_model, read_manifest, save_checkpoint, weights_hash
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
-from fewstep.training.distill import distill
+from fewstep.training.distill import PROBE_SEED, distill
 from fewstep.training.loop import LoopConfig
 from fewstep.training.optimizer import OptimizerConfig
 from fewstep.training.run import DataConfig
@@ -100,6 +102,45 @@ def test_every_round_has_its_student_and_its_teacher(tmp_path: Path, teacher: st
     assert places == [(r, step) for r in range(3) for step in range(1, 7)]
     probes = [(m["round_index"], m["training_step"]) for m in metrics(run) if "probe_divergence" in m]
     assert probes == [(r, step) for r in range(3) for step in (0, 3, 6)]
+
+
+def test_mistake_every_round_with_the_first_teacher(
+    tmp_path: Path, teacher: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The divergence that a round begins with is that from the student of the round before.
+
+    A round begins with that student's weights, and its probe has a seed of its own.
+    """
+    run = tmp_path / "run"
+    distill(
+        output=str(run),
+        teacher=teacher,
+        rounds=THREE_ROUNDS,
+        data=data,
+        optimizer=OptimizerConfig(learning_rate=3e-2, warmup=0),
+        loop=loop(),
+    )
+    held_out = data.held_out(data.tokenize(tokenizer))
+
+    def divergence(teacher_directory: Path, student_directory: Path, round_index: int) -> float:
+        objective = DistillationObjective(
+            teacher=load_model(teacher_directory),
+            delta=2**round_index / 16,
+            teacher_steps=2,
+            teacher_rollouts=1,
+            divergence="reverse_kl",
+            schedule=SCHEDULES["log-linear"],
+            seed=0,
+        )
+        return DivergenceProbe(objective, held_out, PROBE_SEED).divergence(load_model(student_directory))
+
+    begun = [m["probe_divergence"] for m in metrics(run) if m["training_step"] == 0]
+    directories = [Path(teacher), run / "round_0", run / "round_1"]
+    for round_index, directory in enumerate(directories):
+        assert begun[round_index] == pytest.approx(divergence(directory, directory, round_index), rel=1e-3)
+    for round_index in (1, 2):
+        of_the_mistake = divergence(Path(teacher), directories[round_index], round_index)
+        assert begun[round_index] != pytest.approx(of_the_mistake, rel=0.1)
 
 
 def test_mistake_hand_over_once_per_micro_batch(tmp_path: Path, teacher: str, data: DataConfig) -> None:
