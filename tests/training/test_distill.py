@@ -117,7 +117,7 @@ def test_mistake_every_round_with_the_first_teacher(
         teacher=teacher,
         rounds=THREE_ROUNDS,
         data=data,
-        optimizer=OptimizerConfig(learning_rate=3e-2, warmup=0),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup=0),
         loop=loop(),
     )
     held_out = data.held_out(data.tokenize(tokenizer))
@@ -137,7 +137,9 @@ def test_mistake_every_round_with_the_first_teacher(
     begun = [m["probe_divergence"] for m in metrics(run) if m["training_step"] == 0]
     directories = [Path(teacher), run / "round_0", run / "round_1"]
     for round_index, directory in enumerate(directories):
-        assert begun[round_index] == pytest.approx(divergence(directory, directory, round_index), rel=1e-3)
+        assert begun[round_index] == pytest.approx(
+            divergence(directory, directory, round_index), rel=1e-3, abs=1e-7
+        )
     for round_index in (1, 2):
         of_the_mistake = divergence(Path(teacher), directories[round_index], round_index)
         assert begun[round_index] != pytest.approx(of_the_mistake, rel=0.1)
@@ -294,15 +296,6 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, teacher: str, data: Dat
     before = (weights_hash(first), metrics(run))
     assert distill(output=str(run), teacher=teacher, **settings) == first
     assert (weights_hash(first), metrics(run)) == before
-
-
-def test_more_rounds_of_other_settings_need_another_directory(
-    tmp_path: Path, teacher: str, data: DataConfig
-) -> None:
-    settings = {"output": str(tmp_path / "run"), "teacher": teacher, "data": data, "loop": loop()}
-    distill(rounds=RoundsConfig(base_steps=4, num_rounds=1), **settings)
-    with pytest.raises(ValueError, match="holds a run with other settings"):
-        distill(rounds=RoundsConfig(base_steps=8, num_rounds=1), **settings)
 
 
 def test_a_changed_teacher_is_refused(

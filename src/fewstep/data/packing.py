@@ -7,8 +7,10 @@ tokenizer, so that a second run starts at once.
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -84,20 +86,26 @@ def tokenize(documents: Dataset, text_field: str, tokenizer: PreTrainedTokenizer
     """Return the tokens of `documents` as one array of the smallest sufficient integer type."""
     dtype = np.uint16 if vocab_size(tokenizer) < 2**16 else np.uint32
     pieces = []
-    for batch in documents.iter(TOKENIZED_AT_ONCE):
-        for tokens in tokenizer(
-            batch[text_field], add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]:
+    for texts in batches_of_texts(documents, text_field):
+        for tokens in tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]:
             pieces.append(np.array([*tokens, tokenizer.eos_token_id], dtype=dtype))
     return np.concatenate(pieces)
+
+
+def batches_of_texts(documents: Dataset, text_field: str) -> Iterator[list[str]]:
+    """Yield the texts of the documents in order, some at once."""
+    for start in range(0, len(documents), TOKENIZED_AT_ONCE):
+        yield documents[start : start + TOKENIZED_AT_ONCE][text_field]
 
 
 def fingerprint(documents: Dataset, text_field: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of the documents' text and of the tokenizer."""
     digest = hashlib.sha256()
     digest.update(tokenizer_hash(tokenizer).encode())
-    for batch in documents.iter(TOKENIZED_AT_ONCE):
-        for text in batch[text_field]:
+    for texts in batches_of_texts(documents, text_field):
+        for text in texts:
             digest.update(len(text).to_bytes(8, "little"))
             digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:32]
@@ -105,7 +113,8 @@ def fingerprint(documents: Dataset, text_field: str, tokenizer: PreTrainedTokeni
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of all that decides which tokens a text becomes."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    rules: Any = tokenizer.backend_tokenizer
+    return hashlib.sha256(rules.to_str().encode()).hexdigest()[:16]
 
 
 def cache_directory() -> Path:

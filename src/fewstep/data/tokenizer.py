@@ -13,7 +13,7 @@ SEPARATOR = "<|endoftext|>"
 MASK = "<|mask|>"
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 4096) -> PreTrainedTokenizerBase:
     """Return a byte-level BPE of `vocab_size` real tokens (the separator among them) for `texts`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

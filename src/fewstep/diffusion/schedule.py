@@ -18,12 +18,15 @@ class Schedule(Protocol):
 
     def alpha(self, t: Tensor) -> Tensor:
         """Return the probability that a token is clean at time `t` in [0, 1]."""
+        ...
 
     def alpha_derivative(self, t: Tensor) -> Tensor:
         """Return d alpha / dt at time `t`; at most 0."""
+        ...
 
     def inverse(self, alpha: Tensor) -> Tensor:
         """Return the time at which a token is clean with probability `alpha`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def teacher_targets(
     mask = teacher.mask_token_id
     tokens_BL = corrupted_BL.clone()
     times = rollout_times(times_B, delta=delta, teacher_steps=teacher_steps)
+    if not (tokens_BL == mask).any():
+        return teacher.hidden(tokens_BL[:0]).flatten(0, 1)
     targets_BLD: Tensor | None = None
     for number in range(teacher_steps):
         masked_BL = tokens_BL == mask
@@ -63,8 +65,7 @@ def teacher_targets(
                 teacher, hidden_BLD[unmasking_BL], row_generators(unmasking_BL, generators)
             )
             tokens_BL[unmasking_BL] = drawn
-    if targets_BLD is None:  # nothing was masked
-        return hidden_of(teacher, corrupted_BL[:0], active[:0]).flatten(0, 1)
+    assert targets_BLD is not None
     return targets_BLD[corrupted_BL == mask]
 
 

@@ -66,13 +66,12 @@ class _FusedHead(torch.autograd.Function):
         row_weights_N: Tensor | None,
         grad_enabled: bool,
     ) -> Tensor:
-        needs_gradient = grad_enabled and any(ctx.needs_input_grad[:3])
         rows, weight = rows_ND.float(), weight_VD.float()
         bias = None if bias_V is None else bias_V.float()
         total = rows.new_zeros((), dtype=torch.float64)
-        if needs_gradient:
-            rows_grad, weight_grad = torch.empty_like(rows), torch.zeros_like(weight)
-            bias_grad = weight.new_zeros(weight.shape[0])
+        gradients = None
+        if grad_enabled and any(ctx.needs_input_grad[:3]):
+            gradients = torch.empty_like(rows), torch.zeros_like(weight), weight.new_zeros(weight.shape[0])
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, rows.shape[0], chunk):
@@ -86,12 +85,13 @@ class _FusedHead(torch.autograd.Function):
                     weights = row_weights_N[part].to(losses)
                     losses, logits_grad = losses * weights, logits_grad * weights[:, None]
                 total += losses.sum(dtype=torch.float64)
-                if needs_gradient:
+                if gradients is not None:
+                    rows_grad, weight_grad, bias_grad = gradients
                     torch.mm(logits_grad, weight, out=rows_grad[part])
                     weight_grad.addmm_(logits_grad.T, rows[part])
                     bias_grad += logits_grad.sum(0)
-        if needs_gradient:
-            ctx.save_for_backward(rows_grad, weight_grad, bias_grad)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients)
             ctx.dtypes = rows_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return total.float()
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from transformers import PreTrainedConfig
 
 ShapeName = Literal["tiny", "mini", "small", "medium", "large", "xlarge"]
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4},
     "mini": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6},
     "small": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},

@@ -74,7 +74,7 @@ class Denoiser(_LanguageModel):
     It takes no time: the masks tell it how noisy its input is.
     """
 
-    config: DenoiserConfig
+    config: DenoiserConfig  # pyright: ignore[reportIncompatibleVariableOverride]  transformers reads it
     config_class = DenoiserConfig
     causal = False
 
@@ -101,7 +101,7 @@ class AutoregressiveLM(_LanguageModel):
     embedding and head have the same shapes as the denoiser's.
     """
 
-    config: AutoregressiveConfig
+    config: AutoregressiveConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     config_class = AutoregressiveConfig
     causal = True
 

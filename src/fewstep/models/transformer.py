@@ -45,6 +45,7 @@ class ModulatedLayerNorm(nn.Module):
         return F.layer_norm(inputs, (self.width,), weight.to(inputs), modulation.shift.to(inputs))
 
     def affine_weight(self, modulation: Modulation) -> Tensor:
+        assert self.weight is not None, "folded away"
         return self.weight * (1 + modulation.scale)
 
 
@@ -59,9 +60,10 @@ class SigmaMap(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the condition, (condition width,)."""
-        cosines_then_sines = torch.zeros(FREQUENCY_EMBEDDING_SIZE, device=self.mlp[0].weight.device)
+        weight = next(self.parameters())
+        cosines_then_sines = weight.new_zeros(FREQUENCY_EMBEDDING_SIZE)
         cosines_then_sines[: FREQUENCY_EMBEDDING_SIZE // 2] = 1.0  # cos(0), sin(0) of each frequency
-        return F.silu(self.mlp(cosines_then_sines.to(self.mlp[0].weight.dtype)))
+        return F.silu(self.mlp(cosines_then_sines))
 
 
 class RotaryEmbedding(nn.Module):
@@ -276,19 +278,28 @@ def fold(transformer: Transformer) -> None:
     if condition is None:
         return
     for block in transformer.blocks:
-        for_attention, for_mlp = block.modulations(condition)
-        fold_norm(block.norm1, for_attention, block.attn_qkv)
-        fold_norm(block.norm2, for_mlp, block.mlp[0])
-        fold_gate(for_attention, block.attn_out)
-        fold_gate(for_mlp, block.mlp[2])
-        block.adaLN_modulation = None
+        assert isinstance(block, Block)
+        fold_block(block, condition)
     output_layer = transformer.output_layer
     fold_norm(output_layer.norm_final, output_layer.modulation(condition), output_layer.linear)
     output_layer.adaLN_modulation = None
     transformer.sigma_map = None
 
 
-def fold_norm(norm: ModulatedLayerNorm, modulation: Modulation, linear: nn.Linear) -> None:
+def fold_block(block: Block, condition: Tensor) -> None:
+    for_attention, for_mlp = block.modulations(condition)
+    widen, _, narrow = block.mlp
+    assert isinstance(widen, nn.Linear)
+    assert isinstance(narrow, nn.Linear)
+    fold_norm(block.norm1, for_attention, block.attn_qkv)
+    fold_norm(block.norm2, for_mlp, widen)
+    fold_gate(for_attention, block.attn_out)
+    fold_gate(for_mlp, narrow)
+    block.adaLN_modulation = None
+
+
+def fold_norm(norm: ModulatedLayerNorm, modulation: Modulation | None, linear: nn.Linear) -> None:
+    assert modulation is not None
     shift_through = linear.weight @ modulation.shift
     bias = shift_through if linear.bias is None else linear.bias + shift_through
     linear.bias = nn.Parameter(bias)
@@ -296,7 +307,9 @@ def fold_norm(norm: ModulatedLayerNorm, modulation: Modulation, linear: nn.Linea
     norm.weight = None
 
 
-def fold_gate(modulation: Modulation, linear: nn.Linear) -> None:
+def fold_gate(modulation: Modulation | None, linear: nn.Linear) -> None:
+    assert modulation is not None
+    assert modulation.gate is not None
     linear.weight.mul_(modulation.gate[:, None])
     if linear.bias is not None:
         linear.bias.mul_(modulation.gate)

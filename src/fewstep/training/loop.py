@@ -10,13 +10,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fewstep.data.loader import TokenLoader
+from fewstep.models.language_model import AutoregressiveLM, Denoiser
 from fewstep.training.metrics import MetricsRecord, ProgressBar
 from fewstep.training.optimizer import ExponentialMovingAverage, OptimizerConfig
 from fewstep.training.run_state import Place, save_state
@@ -104,7 +105,7 @@ class TrainingLoop:
     """
 
     accelerator: Accelerator
-    model: nn.Module
+    model: Denoiser | AutoregressiveLM
     average: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     optimizer_config: OptimizerConfig
@@ -199,7 +200,7 @@ class TrainingLoop:
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.optimizer_config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return accelerator.reduce(total), norm
+        return cast(Tensor, accelerator.reduce(total)), cast(Tensor, norm)
 
     def save(self, place: Place) -> None:
         """Save the state of the run at `place`."""

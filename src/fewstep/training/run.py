@@ -129,7 +129,7 @@ def training_loop(
 
 
 def validation(
-    model: nn.Module, average: ExponentialMovingAverage, tokens: Tensor, schedule: Schedule
+    model: Denoiser | AutoregressiveLM, average: ExponentialMovingAverage, tokens: Tensor, schedule: Schedule
 ) -> dict[str, float]:
     """Return the validation perplexity of the averaged weights, with its standard error."""
     with averaged_weights(model, average):
