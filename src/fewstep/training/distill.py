@@ -16,6 +16,7 @@ from fewstep.training.loop import LoopConfig, TrainingLoop
 from fewstep.training.optimizer import ExponentialMovingAverage, OptimizerConfig
 from fewstep.training.run import DataConfig, averaged_weights, place_of_run, training_loop, validation
 from fewstep.training.run_state import Place
+from fewstep.training.settings import save_settings
 
 PROBE_SEED = 2
 PROBE_CONTEXTS = 32
@@ -81,6 +82,8 @@ def distill(
         loop=loop,
         validate=measure,
     )
+    if training.accelerator.is_main_process:
+        save_settings(run_directory, {"output": output, **settings})
     training.schedule_spans_rounds = rounds.optimizer_state == "keep"
     device = training.accelerator.device
     for round_index in range(place.round_index, rounds.num_rounds):

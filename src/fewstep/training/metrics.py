@@ -19,10 +19,13 @@ SECONDS_BETWEEN_LINES = 30.0
 class MetricsRecord:
     """Appends records to `metrics.jsonl` and hands their numbers to the trackers of `accelerator`.
 
-    Records of training steps that a resumed run makes again are dropped first.
+    Records behind the place that a run resumes at, which it makes again, are dropped first; all of them
+    if it resumes nowhere.
     """
 
-    def __init__(self, run_directory: Path, accelerator: Accelerator, *, resume_at: tuple[int, int]) -> None:
+    def __init__(
+        self, run_directory: Path, accelerator: Accelerator, *, resume_at: tuple[int, int] | None
+    ) -> None:
         self.accelerator = accelerator
         self.path = run_directory / "metrics.jsonl"
         if accelerator.is_main_process and self.path.exists():
@@ -40,7 +43,9 @@ class MetricsRecord:
             self.accelerator.log(dict(record), step=training_step)
 
 
-def _is_before(line: str, place: tuple[int, int]) -> bool:
+def _is_before(line: str, place: tuple[int, int] | None) -> bool:
+    if place is None:
+        return False
     try:
         record = json.loads(line)
     except ValueError:  # the half line of a killed run

@@ -119,7 +119,11 @@ def training_loop(
             batch_size=loop.batch_size,
             seed=loop.seed,
         ),
-        metrics=MetricsRecord(run_directory, accelerator, resume_at=(place.round_index, place.training_step)),
+        metrics=MetricsRecord(
+            run_directory,
+            accelerator,
+            resume_at=(place.round_index, place.training_step) if resuming else None,
+        ),
         run_directory=run_directory,
         validate=lambda: validate(average),
     )

@@ -15,6 +15,7 @@ from fewstep.models.language_model import AutoregressiveLM, Denoiser, denoiser_f
 from fewstep.training.loop import LoopConfig
 from fewstep.training.optimizer import OptimizerConfig
 from fewstep.training.run import DataConfig, place_of_run, training_loop, validation
+from fewstep.training.settings import save_settings
 
 FINAL_MODEL = "model"
 
@@ -73,6 +74,8 @@ def train(
         loop=loop,
         validate=lambda average: validation(model, average, held_out, SCHEDULES[schedule]),
     )
+    if training.accelerator.is_main_process:
+        save_settings(run_directory, {"output": output, "tokenizer": tokenizer, **settings})
     if isinstance(model, Denoiser):
         training.run(
             NelboObjective(mask_token_id=model.mask_token_id, schedule=SCHEDULES[schedule], seed=loop.seed),
