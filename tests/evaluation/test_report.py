@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_the_headline_is_the_largest_saving(students: list[Row], steps: tuple[in
     assert result.saves_steps == (steps is not None)
     assert (result.student.steps, result.teacher.steps) == (steps or (4, 4))
     assert ("match" in result.title and "not match" not in result.title) == result.saves_steps
+
+
+def test_noise_is_no_saving() -> None:
+    """A student that is only luckier than its teacher at equal steps has saved none."""
+    noisy = replace(
+        row("s", 4, 100, 5.0),
+        judged=GenerativePerplexity(nats=(30.0, 60.0), num_tokens=(10, 10), num_bytes=(40, 40)),
+    )
+    teachers = [row("t", 4, 100, 5.0), row("t", 16, 95, 5.0)]
+    assert noisy.judged.perplexity < 95
+    assert not verdict([*teachers, noisy], student="s", teacher="t").saves_steps
 
 
 def test_the_lead_gives_both_perplexities_and_the_signed_difference() -> None:

@@ -84,8 +84,8 @@ class Verdict:
         if self.saves_steps:
             return sentence
         return (
-            f"{sentence} At no fewer steps does it reach a perplexity of its teacher with an entropy at "
-            f"most {ENTROPY_TOLERANCE} nats lower."
+            f"{sentence} Nowhere is it better than its teacher at equal steps, beyond the noise, and as good "
+            f"as its teacher at more, with an entropy at most {ENTROPY_TOLERANCE} nats lower."
         )
 
 
@@ -93,6 +93,8 @@ def verdict(rows: Sequence[Row], *, student: str, teacher: str) -> Verdict:
     """Return the pair of rows in which `student` saves the largest factor of steps over `teacher`.
 
     Where it saves none, both rows are those of the fewest steps. Of equal factors, the better text wins.
+    A row that is no better than the teacher's of the same steps, beyond the noise, saves nothing: there
+    the teacher could have stopped earlier too.
     """
     students = [row for row in rows if row.model == student]
     teachers = [row for row in rows if row.model == teacher]
@@ -101,6 +103,7 @@ def verdict(rows: Sequence[Row], *, student: str, teacher: str) -> Verdict:
         for small in students
         for large in teachers
         if small.steps and large.steps and small.steps < large.steps
+        if is_better_at_equal_steps(small, teachers)
         if small.judged.perplexity <= large.judged.perplexity
         if small.entropy >= large.entropy - ENTROPY_TOLERANCE
     ]
@@ -109,6 +112,16 @@ def verdict(rows: Sequence[Row], *, student: str, teacher: str) -> Verdict:
         return Verdict(student=small, teacher=large, saves_steps=True)
     fewest = [min(rows, key=lambda row: row.steps or 0) for rows in (students, teachers)]
     return Verdict(student=fewest[0], teacher=fewest[1], saves_steps=False)
+
+
+def is_better_at_equal_steps(student: Row, teachers: Sequence[Row]) -> bool:
+    """Return whether the perplexity of `student` is below its teacher's by over one standard error."""
+    for teacher in teachers:
+        if teacher.steps == student.steps:
+            errors = (row.judged.perplexity_standard_error for row in (student, teacher))
+            noise = math.hypot(*(0.0 if math.isnan(error) else error for error in errors))
+            return teacher.judged.perplexity - student.judged.perplexity > noise
+    return True
 
 
 def write_report(

@@ -20,7 +20,7 @@ TEACHER, LIVE, SHIPPED, AUTOREGRESSIVE = ROLES
 LABELS = {
     TEACHER: "Teacher",
     LIVE: "Live student (minutes)",
-    SHIPPED: "Shipped student (hours)",
+    SHIPPED: "Shipped student",
     AUTOREGRESSIVE: "Autoregressive baseline",
 }
 
@@ -35,7 +35,7 @@ def contenders(
         live_seconds: What the live distillation took.
         student_path: Where the student in the place of the shipped one came from, if it is another.
     """
-    origin = "Distilled for hours" if student_path is None else f"Loaded from {student_path}; distilled"
+    origin = "Distilled" if student_path is None else f"Loaded from {student_path}; distilled"
     about = {
         TEACHER: f"The masked diffusion model that both students come from: {_trained(models[TEACHER])}.",
         LIVE: f"Distilled in this demo, in {duration(live_seconds)} of training: {_distilled(models[LIVE])}.",
@@ -60,8 +60,8 @@ def live_description(rounds: Sequence[LiveRound], settings: Mapping[str, Any], s
         f"in {duration(seconds)} of training. A round teaches a student to predict in one step what its "
         f"teacher does in {folded}, and its student is the teacher of the next. The probe is a fixed set "
         "of masked texts with fixed targets. Most of the divergence is the randomness of those targets "
-        "and never goes away; its fall is what the student has learnt. The shipped student is what hours "
-        "of the same command make."
+        "and never goes away; its fall is what the student has learnt. The shipped student is what more "
+        "of the same command makes."
     )
 
 
