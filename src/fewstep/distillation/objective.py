@@ -69,10 +69,7 @@ class DistillationObjective:
                 delta=self.delta,
                 teacher_steps=self.teacher_steps,
                 schedule=self.schedule,
-                generators=[
-                    seeds.generator(self.seed, ROLLOUT, *place, rollout, device=corrupted_BL.device)
-                    for place in places
-                ],
+                generators=[seeds.generator(self.seed, ROLLOUT, *place, rollout) for place in places],
                 first_hidden_BLD=first_hidden_BLD,
             )
             for rollout in range(self.teacher_rollouts)
