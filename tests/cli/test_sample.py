@@ -85,6 +85,8 @@ def test_output_holds_texts_and_settings(student: str, tmp_path: Path) -> None:
         "temperature": 0.8,
         "top_k": 0,
         "top_p": 1.0,
+        "cache_refresh": 1,
+        "block_length": None,
         "seed": 3,
         "num_forwards": generation.num_forwards,
     }

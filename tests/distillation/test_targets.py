@@ -10,7 +10,7 @@ from fewstep.diffusion.schedule import SCHEDULES
 from fewstep.distillation.targets import teacher_targets
 from fewstep.models.language_model import Denoiser
 from tests.distillation.reference import targets_by_hand
-from tests.sampling.reference import MASK, VOCAB_SIZE, TableDenoiser
+from tests.sampling.reference import MASK, VOCAB_SIZE, TableDenoiser, recorded_pass
 
 
 class PassNumber:
@@ -21,9 +21,8 @@ class PassNumber:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        self.batches.append(len(tokens))
-        return torch.full((*tokens.shape, 1), len(self.batches) - 1.0)
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        return recorded_pass(self.batches, torch.full((*tokens.shape, 1), float(len(self.batches))), rows)
 
     def head(self, hidden_rows: Tensor) -> Tensor:
         return hidden_rows.expand(-1, 4)

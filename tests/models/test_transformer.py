@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
+from fewstep.models.attention import attention
+from fewstep.models.folding import fold
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
-from fewstep.models.transformer import Block, Transformer, attention, fold
+from fewstep.models.transformer import Block, Transformer
 from tests.reference import transformer_logits
 
 

@@ -14,6 +14,14 @@ MASK = 3
 LENGTH = 3
 
 
+def recorded_pass(batches: list[int], hidden_BLD: Tensor, rows: Tensor | None) -> Tensor:
+    """Return what `Denoiser.hidden` does; append how many sequences take part, if any, to `batches`."""
+    taking_part = len(hidden_BLD) if rows is None else int(rows.any(1).sum())
+    if taking_part:
+        batches.append(taking_part)
+    return hidden_BLD if rows is None else hidden_BLD[rows]
+
+
 class TableDenoiser(nn.Module):
     """A denoiser of 3 tokens and 3 positions whose logits are a random table over all contexts.
 
@@ -35,10 +43,9 @@ class TableDenoiser(nn.Module):
             self.output_head.bias.zero_()
         self.batches: list[int] = []
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        self.batches.append(len(tokens))
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         radix = torch.tensor([(VOCAB_SIZE + 1) ** i for i in range(LENGTH)])
-        return self.table[(tokens * radix).sum(1)]
+        return recorded_pass(self.batches, self.table[(tokens * radix).sum(1)], rows)
 
     def head(self, hidden_rows: Tensor) -> Tensor:
         return hidden_rows

@@ -10,7 +10,7 @@ from fewstep.models.language_model import Denoiser
 from fewstep.sampling.loop import Progress, unmask_in_steps
 from fewstep.sampling.samplers import sampler_named
 from fewstep.sampling.sharpening import Sharpening
-from tests.sampling.reference import MASK, TableDenoiser
+from tests.sampling.reference import MASK, TableDenoiser, recorded_pass
 
 SAMPLERS = ["ancestral", "analytic", "first-hitting", "confidence"]
 
@@ -46,8 +46,10 @@ class CountingDenoiser:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        self.batches.append(len(tokens))
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        return recorded_pass(self.batches, self.predictions(tokens), rows)
+
+    def predictions(self, tokens: Tensor) -> Tensor:
         return torch.zeros(*tokens.shape, 4)
 
     def head(self, hidden_rows: Tensor) -> Tensor:
@@ -161,8 +163,8 @@ def test_mistake_confidence_in_the_sharpened_distribution() -> None:
     """At temperature 0 every drawn token has probability 1; what counts is the network's own."""
 
     class Graded(CountingDenoiser):
-        def hidden(self, tokens: Tensor) -> Tensor:
-            rows = super().hidden(tokens)
+        def predictions(self, tokens: Tensor) -> Tensor:
+            rows = super().predictions(tokens)
             rows[..., 2] = torch.tensor([1.0, 4.0, 2.0, 3.0, 0.5])
             return rows
 

@@ -170,7 +170,7 @@ def test_saved_model_writes_the_same(tmp_path: Path, tokenizer: PreTrainedTokeni
         ({"num_samples": 0}, "num_samples is 0; ask for at least 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
-        ({"length": 33}, "length is 33; this model writes texts of 1 to 32 tokens"),
+        ({"length": 33}, "length is 33; this model writes 1 to 32 tokens at once"),
         ({"length": 0}, "length is 0"),
         ({"prompt": "free " * 40}, r"prompt and suffix are \d+ tokens and the text is to have 32; shorten"),
         ({"infill": "free " * 40 + "<mask>"}, r"the text to infill is \d+ tokens and the context 32"),
@@ -192,8 +192,10 @@ def test_refusals(denoiser: TextModel, settings: dict, message: str) -> None:
     [
         ({"suffix": "the end"}, "continues a prompt; suffix and infill need a denoiser"),
         ({"infill": "a<mask>"}, "continues a prompt; suffix and infill need a denoiser"),
-        ({"num_steps": 8}, "num_steps and sampler are a denoiser's"),
-        ({"sampler": "ancestral"}, "num_steps and sampler are a denoiser's"),
+        ({"num_steps": 8}, "num_steps, sampler, cache_refresh and block_length are"),
+        ({"cache_refresh": 4}, "num_steps, sampler, cache_refresh and block_length are"),
+        ({"length": 40, "block_length": 8}, "num_steps, sampler, cache_refresh and block_length are"),
+        ({"sampler": "ancestral"}, "num_steps, sampler, cache_refresh and block_length are"),
     ],
 )
 def test_what_an_autoregressive_model_refuses(
@@ -221,3 +223,40 @@ def test_damaged_weights_are_refused(either: TextModel) -> None:
         either.network.output_head.weight[5, 5] = torch.nan
     with pytest.raises(ValueError, match="logits are not finite; its weights are damaged or diverged"):
         either.generate(length=8)
+
+
+@pytest.mark.parametrize("cache_refresh", [1, 4, 0])
+def test_a_text_longer_than_the_context_is_written_in_blocks(denoiser: TextModel, cache_refresh: int) -> None:
+    prompt = "The state of the union"
+    generation = denoiser.generate(
+        2, prompt=prompt, length=75, block_length=16, num_steps=8, cache_refresh=cache_refresh
+    )
+    assert [len(ids) for ids in generation.tokens] == [75, 75]
+    assert all(text.startswith(prompt) for text in generation.texts)
+    assert max(map(max, generation.tokens)) < 280
+    # three blocks, of 16, 16 and 11 tokens, take their share of 8 steps in 32 tokens
+    assert generation.num_forwards <= 8 + 4 + 4 + 3
+
+
+def test_a_cache_costs_fewer_full_passes(denoiser: TextModel) -> None:
+    costs = {
+        refresh: denoiser.generate(4, num_steps=16, cache_refresh=refresh).full_passes
+        for refresh in (1, 4, 0)
+    }
+    assert costs[0] < costs[4] < costs[1] <= 16
+    assert costs[0] == pytest.approx(1 + 2 * 15 / 16, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_length": 8}, "block_length is for texts longer than the context of 32 tokens"),
+        ({"block_length": 8, "length": 32}, "block_length is for texts longer than the context of 32"),
+        ({"block_length": 0, "length": 64}, "block_length is 0; it must be at least 1 and below"),
+        ({"block_length": 32, "length": 64}, "block_length is 32; it must be at least 1 and below"),
+        ({"cache_refresh": -2}, "cache_refresh is -2; it is the steps from one full pass to the next"),
+    ],
+)
+def test_blocks_and_caches_that_cannot_be(denoiser: TextModel, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        denoiser.generate(**settings)

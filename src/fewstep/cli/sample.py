@@ -33,6 +33,8 @@ def sample(
     length: int | None = None,
     num_steps: int | None = None,
     sampler: SamplerName | None = None,
+    cache_refresh: int = 1,
+    block_length: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -53,6 +55,9 @@ def sample(
         num_steps: Steps of a denoiser, each at most one forward pass; by default what a distilled
             student is meant for, and 64 for any other.
         sampler: How a denoiser unmasks; by default ancestral.
+        cache_refresh: Steps of a denoiser from one full pass to the next. 1 is exact; more is cheaper
+            and approximate, since passes between compute only what just changed; 0 makes one full pass.
+        block_length: Tokens written at once beyond the context, for texts longer than it. Denoisers only.
         temperature: Divides the logits; 0 takes the most probable token.
         top_k: Draw among this many most probable tokens; 0 for all.
         top_p: Draw among the fewest most probable tokens that hold this probability.

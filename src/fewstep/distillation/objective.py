@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep import seeds
 from fewstep.diffusion.masking import corrupt, low_discrepancy_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distillation.targets import hidden_of, teacher_targets
+from fewstep.distillation.targets import teacher_targets
 from fewstep.losses.divergences import DIVERGENCES
 from fewstep.losses.fused_head import head_divergence
 from fewstep.losses.nelbo import DenoiserNetwork
@@ -57,9 +57,11 @@ class DistillationObjective:
     def targets(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Return each rollout's targets for a part of a prepared batch, (N, D) each."""
         corrupted_BL = batch["corrupted"]
-        with torch.inference_mode():
-            active_B = (corrupted_BL == self.teacher.mask_token_id).any(1)
-            first_hidden_BLD = hidden_of(self.teacher, corrupted_BL, active_B)
+        first_rows_ND = None
+        if self.teacher_rollouts > 1:
+            with torch.inference_mode():
+                masked_BL = corrupted_BL == self.teacher.mask_token_id
+                first_rows_ND = self.teacher.hidden(corrupted_BL, masked_BL)
         places = list(zip(batch["training_step"].tolist(), batch["sequence"].tolist(), strict=True))
         return [
             teacher_targets(
@@ -70,7 +72,7 @@ class DistillationObjective:
                 teacher_steps=self.teacher_steps,
                 schedule=self.schedule,
                 generators=[seeds.generator(self.seed, ROLLOUT, *place, rollout) for place in places],
-                first_hidden_BLD=first_hidden_BLD,
+                first_rows_ND=first_rows_ND,
             )
             for rollout in range(self.teacher_rollouts)
         ]
@@ -82,7 +84,7 @@ class DistillationObjective:
     def divergence_sum(self, model: DenoiserNetwork, corrupted_BL: Tensor, targets: list[Tensor]) -> Tensor:
         """Return the divergence from given targets summed over masked positions."""
         masked_BL = corrupted_BL == self.teacher.mask_token_id
-        rows_ND = model.hidden(corrupted_BL)[masked_BL]
+        rows_ND = model.hidden(corrupted_BL, masked_BL)
         total = head_divergence(
             rows_ND.repeat(len(targets), 1),
             model.output_head,

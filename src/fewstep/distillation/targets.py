@@ -24,56 +24,47 @@ def teacher_targets(
     teacher_steps: int,
     schedule: Schedule,
     generators: list[torch.Generator],
-    first_hidden_BLD: Tensor | None = None,
+    first_rows_ND: Tensor | None = None,
 ) -> Tensor:
     """Return one target for each masked position of `corrupted_BL`, as the teacher's hidden row (N, D).
 
     From time t the teacher takes `teacher_steps` steps of size `delta`. A position that unmasks in a
     step has the prediction of that step's pass as its target; those never unmasked have that of the
-    last pass. Rows are in the order of `hidden[corrupted_BL == mask]`.
+    last pass. Rows are in the order of `hidden[corrupted_BL == mask]`. Each pass computes hidden rows
+    only where a target is recorded, and sequences that record none are left out of it.
 
     Args:
         corrupted_BL: ids at time `times_B` of each row.
         generators: one for each row.
-        first_hidden_BLD: the teacher's hidden rows of `corrupted_BL`, if already computed.
+        first_rows_ND: the teacher's hidden rows of `corrupted_BL` at its masked positions, if known.
     """
     mask = teacher.mask_token_id
     tokens_BL = corrupted_BL.clone()
+    masked_at_start_BL = corrupted_BL == mask
     times = rollout_times(times_B, delta=delta, teacher_steps=teacher_steps)
-    if not (tokens_BL == mask).any():
-        return teacher.hidden(tokens_BL[:0]).flatten(0, 1)
-    targets_BLD: Tensor | None = None
+    passes: list[tuple[Tensor, Tensor]] = []
     for number in range(teacher_steps):
-        masked_BL = tokens_BL == mask
-        active = masked_BL.any(1)
-        if not active.any():
-            break
-        if number == 0 and first_hidden_BLD is not None:
-            hidden_BLD = first_hidden_BLD
+        recorded_BL = tokens_BL == mask
+        is_last = number == teacher_steps - 1
+        if not is_last:
+            rho_B = unmask_probability(times[number], times[number + 1], schedule=schedule)
+            recorded_BL = bernoulli_positions(recorded_BL, rho_B, generators)
+        if number == 0 and first_rows_ND is not None:
+            rows_ND = first_rows_ND[recorded_BL[masked_at_start_BL]]
         else:
-            hidden_BLD = hidden_of(teacher, tokens_BL, active)
-        if targets_BLD is None:
-            targets_BLD = torch.zeros_like(hidden_BLD)
-        if number == teacher_steps - 1:
-            targets_BLD[masked_BL] = hidden_BLD[masked_BL]
-            break
-        rho_B = unmask_probability(times[number], times[number + 1], schedule=schedule)
-        unmasking_BL = bernoulli_positions(masked_BL, rho_B, generators)
-        targets_BLD[unmasking_BL] = hidden_BLD[unmasking_BL]
-        if unmasking_BL.any():
-            drawn, _ = draw_tokens(
-                teacher, hidden_BLD[unmasking_BL], row_generators(unmasking_BL, generators)
-            )
-            tokens_BL[unmasking_BL] = drawn
-    assert targets_BLD is not None
-    return targets_BLD[corrupted_BL == mask]
+            rows_ND = teacher.hidden(tokens_BL, recorded_BL)
+        passes.append((recorded_BL, rows_ND))
+        if not is_last and recorded_BL.any():
+            drawn, _ = draw_tokens(teacher, rows_ND, row_generators(recorded_BL, generators))
+            tokens_BL[recorded_BL] = drawn
+    return assembled(passes, masked_at_start_BL)
 
 
-def hidden_of(teacher: DenoiserNetwork, tokens_BL: Tensor, active_B: Tensor) -> Tensor:
-    """Return the hidden rows (B, L, D) of the active rows; other rows are zero and cost nothing."""
-    if active_B.all():
-        return teacher.hidden(tokens_BL)
-    active_hidden = teacher.hidden(tokens_BL[active_B])
-    hidden_BLD = active_hidden.new_zeros(*tokens_BL.shape, active_hidden.shape[-1])
-    hidden_BLD[active_B] = active_hidden
-    return hidden_BLD
+def assembled(passes: list[tuple[Tensor, Tensor]], masked_BL: Tensor) -> Tensor:
+    """Return the rows that passes recorded (each a mask and its rows) in the order of `masked_BL`."""
+    place_BL = masked_BL.flatten().cumsum(0).view(masked_BL.shape) - 1
+    width = passes[0][1].shape[-1]
+    targets_ND = passes[0][1].new_empty(int(masked_BL.sum()), width)
+    for recorded_BL, rows_ND in passes:
+        targets_ND[place_BL[recorded_BL]] = rows_ND
+    return targets_ND

@@ -24,7 +24,7 @@ class DenoiserNetwork(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def output_head(self) -> nn.Linear: ...
-    def hidden(self, tokens: Tensor) -> Tensor: ...
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor: ...
     def head(self, hidden_rows: Tensor) -> Tensor: ...
 
 
@@ -38,7 +38,7 @@ def nelbo_sum(
 ) -> Tensor:
     """Return the sum over the batch of the one-sample bound, in nats; differentiable."""
     masked_BL = corrupted_BL == denoiser.mask_token_id
-    rows_ND = denoiser.hidden(corrupted_BL)[masked_BL]
+    rows_ND = denoiser.hidden(corrupted_BL, masked_BL)
     weights_N = bound_weights(times_B, schedule=schedule)[:, None].expand(masked_BL.shape)[masked_BL]
     return head_cross_entropy(rows_ND, denoiser.output_head, clean_BL[masked_BL], weights_N)
 

@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
 
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig, TransformerConfig
+from fewstep.models.folding import fold
 from fewstep.models.kv_cache import KVCache
-from fewstep.models.transformer import Transformer, fold
+from fewstep.models.row_pass import DenoiserCache, RowPass
+from fewstep.models.transformer import Transformer
 
 
 class _LanguageModel(PreTrainedModel):
@@ -83,9 +85,33 @@ class Denoiser(_LanguageModel):
         """The input id of a masked position: V, which has an embedding but no logit."""
         return self.config.vocab_size
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Return the hidden rows (B, L, D) of tokens (B, L)."""
-        return self.backbone(tokens)
+    def hidden(
+        self, tokens: Tensor, rows: Tensor | None = None, cache: DenoiserCache | None = None
+    ) -> Tensor:
+        """Return the hidden rows (B, L, D) of tokens (B, L), or those (N, D) that the mask `rows` chooses.
+
+        Sequences in which no row is chosen cost nothing. With a `cache`, which needs `rows`, only they
+        and the rows whose token has changed are computed: see `row_pass`.
+        """
+        if rows is None:
+            assert cache is None, "a cached pass is for chosen rows"
+            return self.backbone(tokens)
+        if not rows.any():
+            return self.backbone.vocab_embed.embedding.new_zeros(0, self.config.hidden_size)
+        return RowPass(tokens, rows, cache).hidden(self.backbone)
+
+    def new_cache(self, batch: int, length: int) -> DenoiserCache:
+        """Return an empty cache for `batch` sequences of `length` positions."""
+        config = self.config
+        return DenoiserCache(
+            num_layers=config.num_hidden_layers,
+            batch=batch,
+            length=length,
+            num_heads=config.num_attention_heads,
+            head_width=config.hidden_size // config.num_attention_heads,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> MaskedLMOutput:
         """Return logits (B, L, V), and the mean cross-entropy where `labels` is not -100."""

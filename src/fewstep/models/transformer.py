@@ -4,22 +4,23 @@ The parameter names and shapes are those of the published MDLM and SDTT checkpoi
 rotary attention), so that their weights map one to one. Those models take no time: the condition of
 adaLN is a constant vector, and so are the shifts, scales and gates computed from it. They enter
 here as the weight and bias of the LayerNorm and as a factor on the residual, which costs nothing
-per token; `fold` removes them altogether for inference.
+per token; `folding.fold` removes them altogether for inference.
 
 Shape letters: B batch, L sequence length, D model width, H heads, K width of a head.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.models.attention import Attend, Rotary, RotaryEmbedding, SequenceAttention, rotate
 from fewstep.models.kv_cache import KVCache
 
 FREQUENCY_EMBEDDING_SIZE = 256
-ROTARY_BASE = 10_000.0
 
 
 class Modulation(NamedTuple):
@@ -66,29 +67,11 @@ class SigmaMap(nn.Module):
         return F.silu(self.mlp(cosines_then_sines))
 
 
-class RotaryEmbedding(nn.Module):
-    """Rotary position embedding, rotating the two halves of each head (Su et al., 2021)."""
-
-    def __init__(self, head_width: int) -> None:
-        super().__init__()
-        self.head_width = head_width
-
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, each (..., K), of integer `positions` (...)."""
-        exponents = torch.arange(0, self.head_width, 2, device=positions.device) / self.head_width
-        angles = positions[..., None].float() * ROTARY_BASE**-exponents
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos(), angles.sin()
-
-
-def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate `heads` (B, H, L, K) by the angles of their positions."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosines.to(heads) + torch.cat([-second, first], dim=-1) * sines.to(heads)
-
-
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each modulated by adaLN and gated into the residual stream."""
+    """Pre-norm attention and MLP, each modulated by adaLN and gated into the residual stream.
+
+    The stream is (..., D) with any leading shape: a batch of whole sequences, or rows chosen of them.
+    """
 
     def __init__(self, width: int, num_heads: int, condition_width: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -112,50 +95,35 @@ class Block(nn.Module):
         return Modulation(*pieces[:3]), Modulation(*pieces[3:])
 
     def forward(
-        self,
-        stream_BLD: Tensor,
-        condition: Tensor | None,
-        rotary: tuple[Tensor, Tensor],
-        causal: bool,
-        cache: KVCache | None,
-        layer: int,
+        self, stream: Tensor, condition: Tensor | None, rotary: Rotary, attend: Attend, asked: Tensor | None
     ) -> Tensor:
+        """Return the stream after this block; only its `asked` rows (N, D), a mask, if that is given."""
         for_attention, for_mlp = self.modulations(condition)
-        attended = self.attend(self.norm1(stream_BLD, for_attention), rotary, causal, cache, layer)
-        stream_BLD = add_gated(stream_BLD, attended, for_attention)
-        return add_gated(stream_BLD, self.mlp(self.norm2(stream_BLD, for_mlp)), for_mlp)
+        queries, keys, values = self.project(self.norm1(stream, for_attention), rotary, asked)
+        attended = attend(queries, keys, values)
+        if asked is not None:
+            stream = stream[asked]
+        return self.finish(stream, attended, for_attention, for_mlp)
 
-    def attend(
-        self,
-        normed_BLD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        causal: bool,
-        cache: KVCache | None,
-        layer: int,
+    def project(self, normed: Tensor, rotary: Rotary, asked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries, rotated keys, and values, (..., H, K); queries of `asked` rows alone."""
+        heads = (self.num_heads, normed.shape[-1] // self.num_heads)
+        if asked is None:
+            queries, keys, values = self.attn_qkv(normed).unflatten(-1, (3, *heads)).unbind(-3)
+            return rotate(queries, rotary), rotate(keys, rotary), values
+        weights, bias = self.attn_qkv.weight, self.attn_qkv.bias
+        width = normed.shape[-1]
+        of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
+        queries = F.linear(normed[asked], weights[:width], of_queries).unflatten(-1, heads)
+        keys, values = F.linear(normed, weights[width:], of_others).unflatten(-1, (2, *heads)).unbind(-3)
+        return rotate(queries, rotary.of(asked)), rotate(keys, rotary), values
+
+    def finish(
+        self, stream: Tensor, attended: Tensor, for_attention: Modulation | None, for_mlp: Modulation | None
     ) -> Tensor:
-        batch, length, width = normed_BLD.shape
-        qkv = self.attn_qkv(normed_BLD).view(batch, length, 3, self.num_heads, width // self.num_heads)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        queries, keys = rotate(queries, *rotary), rotate(keys, *rotary)
-        if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        attended = attention(queries, keys, values, causal)
-        return self.attn_out(attended.transpose(1, 2).reshape(batch, length, width))
-
-
-def attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
-    """Scaled dot-product attention, (B, H, L, K) each; the only entry point to it.
-
-    With `causal`, the last query is at the last key, and each query sees no key behind its own.
-    """
-    num_queries, num_keys = queries.shape[-2], keys.shape[-2]
-    if not causal or num_queries == 1:
-        return F.scaled_dot_product_attention(queries, keys, values)
-    if num_queries == num_keys:
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=queries.device)
-    visible = visible.tril(num_keys - num_queries)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        """Return the stream after attention's output and the MLP."""
+        stream = add_gated(stream, self.attn_out(attended.flatten(-2)), for_attention)
+        return add_gated(stream, self.mlp(self.norm2(stream, for_mlp)), for_mlp)
 
 
 def add_gated(stream: Tensor, update: Tensor, modulation: Modulation | None) -> Tensor:
@@ -235,14 +203,27 @@ class Transformer(nn.Module):
         """
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        rotary = self.rotary_emb(positions)
-        condition = self.condition()
-        stream_BLD = self.vocab_embed(tokens)
-        for layer, block in enumerate(self.blocks):
-            stream_BLD = block(stream_BLD, condition, rotary, self.causal, cache, layer)
+        attends = [SequenceAttention(self.causal, cache, layer) for layer in range(len(self.blocks))]
+        hidden = self.run(self.vocab_embed(tokens), positions, attends)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return self.output_layer.norm_final(stream_BLD, self.output_layer.modulation(condition))
+        return hidden
+
+    def run(
+        self, stream: Tensor, positions: Tensor, attends: Sequence[Attend], asked: Tensor | None = None
+    ) -> Tensor:
+        """Return the hidden rows of an embedded stream (..., D) at `positions` (...).
+
+        Args:
+            attends: the attention of each block.
+            asked: which rows of the stream are wanted (...); by default all.
+        """
+        rotary = self.rotary_emb(positions)
+        condition = self.condition()
+        last = len(self.blocks) - 1
+        for layer, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
+            stream = block(stream, condition, rotary, attend, asked if layer == last else None)
+        return self.output_layer.norm_final(stream, self.output_layer.modulation(condition))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -264,52 +245,3 @@ class Transformer(nn.Module):
                 residual = name.endswith(("attn_out.weight", "mlp.2.weight")) and "blocks" in name
                 std = 0.02 / math.sqrt(2 * len(self.blocks)) if residual else 0.02
                 parameter.normal_(0.0, std, generator=generator)
-
-
-@torch.no_grad()
-def fold(transformer: Transformer) -> None:
-    """Fold adaLN into the neighbouring linear layers, in place and exactly (to rounding).
-
-    LayerNorm's weight and scale multiply the columns of the linear layer after it, the shift becomes
-    its bias, and the gate multiplies the rows of the layer that writes to the residual stream.
-    A second call does nothing.
-    """
-    condition = transformer.condition()
-    if condition is None:
-        return
-    for block in transformer.blocks:
-        assert isinstance(block, Block)
-        fold_block(block, condition)
-    output_layer = transformer.output_layer
-    fold_norm(output_layer.norm_final, output_layer.modulation(condition), output_layer.linear)
-    output_layer.adaLN_modulation = None
-    transformer.sigma_map = None
-
-
-def fold_block(block: Block, condition: Tensor) -> None:
-    for_attention, for_mlp = block.modulations(condition)
-    widen, _, narrow = block.mlp
-    assert isinstance(widen, nn.Linear)
-    assert isinstance(narrow, nn.Linear)
-    fold_norm(block.norm1, for_attention, block.attn_qkv)
-    fold_norm(block.norm2, for_mlp, widen)
-    fold_gate(for_attention, block.attn_out)
-    fold_gate(for_mlp, narrow)
-    block.adaLN_modulation = None
-
-
-def fold_norm(norm: ModulatedLayerNorm, modulation: Modulation | None, linear: nn.Linear) -> None:
-    assert modulation is not None
-    shift_through = linear.weight @ modulation.shift
-    bias = shift_through if linear.bias is None else linear.bias + shift_through
-    linear.bias = nn.Parameter(bias)
-    linear.weight.mul_(norm.affine_weight(modulation))
-    norm.weight = None
-
-
-def fold_gate(modulation: Modulation | None, linear: nn.Linear) -> None:
-    assert modulation is not None
-    assert modulation.gate is not None
-    linear.weight.mul_(modulation.gate[:, None])
-    if linear.bias is not None:
-        linear.bias.mul_(modulation.gate)

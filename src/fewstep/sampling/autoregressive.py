@@ -34,14 +34,16 @@ def continue_in_steps(
     inputs_BL = torch.cat([start_B1, tokens_BL], dim=1)
     cache = model.new_cache(batch, length) if use_cache else None
     first = min(prompt_lengths)
-    read = 0
+    read = computed = 0
     for position in range(first, length):
         rows_BLD = model.hidden(inputs_BL[:, read : position + 1], cache)
         drawn_B = draw_where_asked(model, rows_BLD[:, -1], position, prompt_lengths, generators, sharpening)
         written_B = torch.where(drawn_B >= 0, drawn_B, tokens_BL[:, position])
         tokens_BL[:, position] = inputs_BL[:, position + 1] = written_B
+        computed += rows_BLD.shape[0] * rows_BLD.shape[1]
         read = position + 1 if use_cache else 0
-        yield Progress(tokens_BL.clone(), position - first + 1, length - first, position - first + 1)
+        step = position - first + 1
+        yield Progress(tokens_BL.clone(), step, length - first, step, computed)
 
 
 def draw_where_asked(

@@ -30,7 +30,7 @@ class Constraint:
 
         Args:
             length: L for a prompt and a suffix; the text to infill has its own.
-            max_length: the model's context length.
+            max_length: the longest text that can be written.
 
         Raises:
             ValueError: if nothing is left to write, or the text is longer than the context.
@@ -38,7 +38,10 @@ class Constraint:
         if self.infill:
             return self._gaps(tokenizer, max_length)
         if not 1 <= length <= max_length:
-            raise ValueError(f"length is {length}; this model writes texts of 1 to {max_length} tokens")
+            raise ValueError(
+                f"length is {length}; this model writes 1 to {max_length} tokens at once, and a denoiser "
+                "more with a block_length"
+            )
         prompt, suffix = encode(tokenizer, self.prompt), encode(tokenizer, self.suffix)
         gap = length - len(prompt) - len(suffix)
         if gap < 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -50,12 +50,22 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """The batch after `step` of `num_steps` steps, and the forward passes made so far."""
+    """The batch after `step` of `num_steps` steps, and what it has cost so far."""
 
     tokens_BL: Tensor
     step: int
     num_steps: int
     num_forwards: int
+    """Forward passes, full or not."""
+    positions_computed: int
+    """Positions that these passes computed, over all sequences; L in a full pass of one."""
+
+
+class CachingDenoiser(DenoiserNetwork, Protocol):
+    """A denoiser that can compute some rows against kept keys and values of the others."""
+
+    def hidden(self, tokens: Tensor, rows: Tensor | None = None, cache: Any = None) -> Tensor: ...
+    def new_cache(self, batch: int, length: int) -> Any: ...
 
 
 @torch.inference_mode()
@@ -68,19 +78,30 @@ def unmask_in_steps(
     schedule: Schedule,
     generators: list[torch.Generator],
     sharpening: Sharpening = Sharpening(),
+    cache_refresh: int = 1,
+    cache: Any = None,
 ) -> Iterator[Progress]:
     """Yield the batch after each of `num_steps` steps; the last has no mask left.
+
+    A step in which nothing unmasks makes no forward pass, and rows that unmask nothing are left out
+    of it.
 
     Args:
         tokens_BL: ids, the mask where a token is to be written; other positions never change.
         generators: one for each row, so that its text does not depend on the batch.
+        cache_refresh: 1 computes every position in every pass, which is exact. R > 1 does so every R
+            steps, and 0 only once; passes between compute only the positions that unmask and those
+            that the step before unmasked, against kept keys and values of the others.
+        cache: kept keys and values to go on with; by default none.
 
-    A step in which nothing unmasks makes no forward pass, and rows that unmask nothing are left out
-    of it.
+    Raises:
+        ValueError: if a setting is out of range, or the denoiser cannot keep keys and values.
     """
+    if cache is None:
+        cache = new_cache(denoiser, tokens_BL, cache_refresh)
     tokens_BL = tokens_BL.clone()
     masked_at_start_B = (tokens_BL == denoiser.mask_token_id).sum(1)
-    num_forwards = 0
+    num_forwards = positions_computed = 0
     times = time_grid(num_steps)
     for number in range(num_steps):
         step = Step(
@@ -92,13 +113,43 @@ def unmask_in_steps(
             generators=generators,
         )
         candidates_BL = sampler.candidates(step)
-        active = candidates_BL.any(1)
-        if active.any():
-            rows_ND = denoiser.hidden(tokens_BL[active])[candidates_BL[active]]
+        if cache is not None and cache_refresh > 0 and number % cache_refresh == 0:
+            cache.forget()
+        if candidates_BL.any():
+            rows_ND, computed = asked_rows(denoiser, tokens_BL, candidates_BL, cache)
             drawn, probabilities = draw_tokens(
                 denoiser, rows_ND, row_generators(candidates_BL, generators), sharpening
             )
             accepted_BL = sampler.accepted(step, candidates_BL, probabilities)
             tokens_BL[accepted_BL] = drawn[accepted_BL[candidates_BL]]
             num_forwards += 1
-        yield Progress(tokens_BL.clone(), number + 1, num_steps, num_forwards)
+            positions_computed += computed
+        yield Progress(tokens_BL.clone(), number + 1, num_steps, num_forwards, positions_computed)
+
+
+def new_cache(denoiser: DenoiserNetwork, tokens_BL: Tensor, cache_refresh: int) -> Any:
+    """Return an empty cache for `tokens_BL`; None where every pass is a full one."""
+    if cache_refresh < 0:
+        raise ValueError(
+            f"cache_refresh is {cache_refresh}; it is the steps from one full pass to the next, "
+            "or 0 to make only one"
+        )
+    if cache_refresh == 1:
+        return None
+    if not hasattr(denoiser, "new_cache"):
+        raise ValueError(
+            f"cache_refresh is {cache_refresh}, and a {type(denoiser).__name__} cannot compute some "
+            "positions without the others; leave cache_refresh at 1"
+        )
+    return cast(CachingDenoiser, denoiser).new_cache(*tokens_BL.shape)
+
+
+def asked_rows(
+    denoiser: DenoiserNetwork, tokens_BL: Tensor, asked_BL: Tensor, cache: Any
+) -> tuple[Tensor, int]:
+    """Return the hidden rows (N, D) of asked positions, and how many positions were computed for them."""
+    if cache is None:
+        return denoiser.hidden(tokens_BL, asked_BL), int(asked_BL.any(1).sum()) * tokens_BL.shape[1]
+    before = cache.positions_computed
+    rows_ND = cast(CachingDenoiser, denoiser).hidden(tokens_BL, asked_BL, cache)
+    return rows_ND, cache.positions_computed - before

@@ -10,6 +10,7 @@ Denoisers and autoregressive models answer to the same verbs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fewstep.diffusion.schedule import SCHEDULES
 from fewstep.models.checkpoint import load_model, read_manifest, resolve
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
 from fewstep.sampling.autoregressive import continue_in_steps
+from fewstep.sampling.blocks import unmask_in_blocks
 from fewstep.sampling.constraints import Constraint
 from fewstep.sampling.loop import Progress, unmask_in_steps
 from fewstep.sampling.samplers import SamplerName, sampler_named
@@ -33,11 +35,14 @@ DEFAULT_STEPS = 64
 
 @dataclass(frozen=True)
 class Generation:
-    """Finished texts, their token ids, and the forward passes that the slowest batch took."""
+    """Finished texts, their token ids, and what they cost."""
 
     texts: list[str]
     tokens: list[list[int]]
     num_forwards: int
+    """Forward passes of the slowest batch."""
+    full_passes: float
+    """Positions computed for a text, over its length, on average: passes over it as a whole."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class TextModel:
         length: int | None = None,
         num_steps: int | None = None,
         sampler: SamplerName | None = None,
+        cache_refresh: int = 1,
+        block_length: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -118,6 +125,10 @@ class TextModel:
             length: Tokens of each text, prompt and suffix included; by default the model's context.
             num_steps: Steps of a denoiser, each at most one forward pass.
             sampler: How a denoiser unmasks: "ancestral" by default.
+            cache_refresh: Steps of a denoiser from one full pass to the next. 1 is exact. With more,
+                passes between compute only the positions that unmask and those that just did, which is
+                cheaper and approximate; 0 makes one full pass only.
+            block_length: Tokens written at once beyond the context, for texts longer than it.
             temperature, top_k, top_p: See `Sharpening`.
             seed: Text i depends on the seed and on i, not on the batch it is made in.
             batch_size: Texts made at once.
@@ -125,18 +136,21 @@ class TextModel:
         Raises:
             ValueError: if a setting is out of range, or has no meaning for this kind of model.
         """
-        canvases = self._canvases(num_samples, prompt, suffix, infill, length)
+        canvases = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
         batches = list(equal_length_batches(canvases, batch_size))
         tokens: list[list[int]] = [[] for _ in canvases]
-        num_forwards = 0
+        num_forwards = positions_computed = 0
         sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
+        unmasking = _Unmasking(num_steps, sampler, cache_refresh, block_length)
         for rows in batches:
             batch = [canvases[row] for row in rows]
-            *_, last = self._steps(batch, rows, num_steps, sampler, sharpening, seed)
+            *_, last = self._steps(batch, rows, unmasking, sharpening, seed)
             num_forwards = max(num_forwards, last.num_forwards)
+            positions_computed += last.positions_computed
             for row, ids in zip(rows, last.tokens_BL.tolist(), strict=True):
                 tokens[row] = ids
-        return Generation([self.decode(ids) for ids in tokens], tokens, num_forwards)
+        full_passes = positions_computed / sum(map(len, canvases))
+        return Generation([self.decode(ids) for ids in tokens], tokens, num_forwards, full_passes)
 
     def stream(
         self,
@@ -148,6 +162,8 @@ class TextModel:
         length: int | None = None,
         num_steps: int | None = None,
         sampler: SamplerName | None = None,
+        cache_refresh: int = 1,
+        block_length: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -158,13 +174,14 @@ class TextModel:
         All texts are one batch, so infilled texts must be equally long. Arguments are those of
         `generate`.
         """
-        canvases = self._canvases(num_samples, prompt, suffix, infill, length)
+        canvases = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
         if len({len(canvas) for canvas in canvases}) > 1:
             raise ValueError("the texts to infill differ in length; stream them one at a time")
         sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
         rows = list(range(len(canvases)))
         before = torch.stack(canvases)
-        for progress in self._steps(canvases, rows, num_steps, sampler, sharpening, seed):
+        unmasking = _Unmasking(num_steps, sampler, cache_refresh, block_length)
+        for progress in self._steps(canvases, rows, unmasking, sharpening, seed):
             tokens = progress.tokens_BL.cpu()
             written, before = tokens != before, tokens
             texts = [self.decode(ids) for ids in tokens.tolist()]
@@ -189,6 +206,7 @@ class TextModel:
         suffix: str | Sequence[str],
         infill: str | Sequence[str],
         length: int | None,
+        block_length: int | None,
     ) -> list[Tensor]:
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; ask for at least 1")
@@ -202,6 +220,9 @@ class TextModel:
             raise ValueError("an autoregressive model continues a prompt; suffix and infill need a denoiser")
         if any(infills) and length is not None:
             raise ValueError("a text to infill has its own length; leave length out")
+        if block_length is not None:
+            self._check_blocks(block_length, length)
+            max_length = max(max_length, length or 0)
         canvases = []
         for index in range(count):
             constraint = Constraint(
@@ -213,12 +234,23 @@ class TextModel:
             canvases += [canvas] * num_samples
         return canvases
 
+    def _check_blocks(self, block_length: int, length: int | None) -> None:
+        context = self.network.max_length
+        if length is None or length <= context:
+            raise ValueError(
+                f"block_length is for texts longer than the context of {context} tokens; "
+                "leave it out, or raise length"
+            )
+        if not 1 <= block_length < context:
+            raise ValueError(
+                f"block_length is {block_length}; it must be at least 1 and below the context of {context}"
+            )
+
     def _steps(
         self,
         canvases: list[Tensor],
         rows: list[int],
-        num_steps: int | None,
-        sampler: SamplerName | None,
+        unmasking: "_Unmasking",
         sharpening: Sharpening,
         seed: int,
     ) -> Iterator[Progress]:
@@ -227,18 +259,11 @@ class TextModel:
         generators = [seeds.generator(seed, row) for row in rows]  # on the CPU: one text on every device
         tokens_BL = torch.stack(canvases).to(self.network.device)
         if isinstance(self.network, Denoiser):
-            return unmask_in_steps(
-                self.network,
-                tokens_BL,
-                num_steps=self.default_steps if num_steps is None else num_steps,
-                sampler=sampler_named(sampler or "ancestral"),
-                schedule=SCHEDULES[self.manifest.get("schedule", "log-linear")],
-                generators=generators,
-                sharpening=sharpening,
-            )
-        if num_steps is not None or sampler is not None:
+            return self._unmask(self.network, tokens_BL, unmasking, sharpening, generators)
+        if unmasking != _Unmasking():
             raise ValueError(
-                "num_steps and sampler are a denoiser's; an autoregressive model takes one step a token"
+                "num_steps, sampler, cache_refresh and block_length are a denoiser's; an autoregressive "
+                "model takes one step a token"
             )
         masked_BL = tokens_BL == self.network.start_token_id  # the tokenizer's mask, too, is V
         return continue_in_steps(
@@ -248,6 +273,40 @@ class TextModel:
             generators=generators,
             sharpening=sharpening,
         )
+
+    def _unmask(
+        self,
+        denoiser: Denoiser,
+        tokens_BL: Tensor,
+        unmasking: "_Unmasking",
+        sharpening: Sharpening,
+        generators: list[torch.Generator],
+    ) -> Iterator[Progress]:
+        unmask = unmask_in_steps
+        if unmasking.block_length is not None:
+            unmask = partial(
+                unmask_in_blocks, context_length=self.network.max_length, block_length=unmasking.block_length
+            )
+        return unmask(
+            denoiser,
+            tokens_BL,
+            num_steps=self.default_steps if unmasking.num_steps is None else unmasking.num_steps,
+            sampler=sampler_named(unmasking.sampler or "ancestral"),
+            schedule=SCHEDULES[self.manifest.get("schedule", "log-linear")],
+            generators=generators,
+            sharpening=sharpening,
+            cache_refresh=unmasking.cache_refresh,
+        )
+
+
+@dataclass(frozen=True)
+class _Unmasking:
+    """The arguments of `generate` that only a denoiser takes."""
+
+    num_steps: int | None = None
+    sampler: SamplerName | None = None
+    cache_refresh: int = 1
+    block_length: int | None = None
 
 
 def as_list(texts: str | Sequence[str]) -> list[str]:
