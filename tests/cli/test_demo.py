@@ -84,7 +84,7 @@ def test_the_json_line_is_what_each_model_and_the_judge_give_alone(
     assert [(row["model"], row["steps"]) for row in rows] == [*expected, ("autoregressive", None)]
     judge = load_judge(settings["judge"])
     for row in rows:
-        assert list(row) == ["model", "steps", "gen_ppl", "bits_per_byte", "entropy", "seconds"]
+        assert {"model", "steps", "gen_ppl", "bits_per_byte", "entropy", "seconds"} <= set(row)
         made = load(paths[row["model"]]).generate(2, length=16, num_steps=row["steps"], seed=5)
         nats, num_tokens = 0.0, 0
         for text in made.texts:

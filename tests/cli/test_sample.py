@@ -87,6 +87,10 @@ def test_output_holds_texts_and_settings(student: str, tmp_path: Path) -> None:
         "top_p": 1.0,
         "cache_refresh": 1,
         "block_length": None,
+        "device": "auto",
+        "precision": "auto",
+        "int8": False,
+        "compile": "none",
         "seed": 3,
         "num_forwards": generation.num_forwards,
     }

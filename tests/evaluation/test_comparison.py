@@ -88,6 +88,23 @@ def test_rows_are_what_each_model_and_the_judge_give_alone(
         assert len(row.batch_seconds) == 2
         assert record["seconds"] > 0
     assert [row.num_forwards for row in rows] == [2, 8, 20]
+    assert [row.full_passes for row in rows] == pytest.approx([2, 8, 1], rel=0.15)
+
+
+def test_each_refresh_interval_has_its_rows(models: dict[str, TextModel], judge: Judge) -> None:
+    rows = compare(models, judge, steps=[4, 8], cache_refreshes=[1, 0], samples=SAMPLES)
+    expected = [("a", 4, 1), ("a", 4, 0), ("a", 8, 1), ("a", 8, 0), ("b", None, None)]
+    assert [(row.model, row.steps, row.cache_refresh) for row in rows] == expected
+    for row in rows[:4]:
+        batches = [
+            models["a"].generate(
+                2, length=20, num_steps=row.steps, cache_refresh=row.cache_refresh, seed=seed
+            )
+            for seed in (6, 7)
+        ]
+        assert row.texts == tuple(text for batch in batches for text in batch.texts)
+        assert row.full_passes == pytest.approx(sum(batch.full_passes for batch in batches) / 2)
+    assert rows[3].full_passes < 4 < rows[2].full_passes
 
 
 def test_seconds_are_the_median_and_the_error_that_of_the_mean() -> None:
@@ -97,15 +114,19 @@ def test_seconds_are_the_median_and_the_error_that_of_the_mean() -> None:
     row = Row(
         model="a",
         steps=None,
+        cache_refresh=None,
         texts=("x", "y"),
         entropies=(1.0, 2.0),
         batch_seconds=(1.0, 9.0, 2.0),
         num_forwards=8,
+        full_passes=1.0,
         judged=judged,
     )
     assert row.record() == {
         "model": "a",
         "steps": None,
+        "cache_refresh": None,
+        "full_passes": 1.0,
         "gen_ppl": pytest.approx(4.0),
         "bits_per_byte": pytest.approx(1.0),
         "entropy": 1.5,

@@ -26,6 +26,8 @@ def row(model: str, steps: int | None, perplexity: float, entropy: float, text: 
         entropies=(entropy - 0.01, entropy + 0.01),
         batch_seconds=(0.5,),
         num_forwards=steps or 256,
+        cache_refresh=None if steps is None else 1,
+        full_passes=1.0 if steps is None else float(steps),
         judged=GenerativePerplexity(nats=(nats, nats), num_tokens=(10, 10), num_bytes=(40, 40)),
     )
 

@@ -115,7 +115,7 @@ def cached_by_hand(
     stream = backbone.vocab_embed(tokens)
     for block, (held_keys, held_values) in zip(backbone.blocks, held, strict=True):
         for_attention, for_mlp = block.modulations(condition)
-        queries, keys, values = block.project(block.norm1(stream, for_attention), rotary, None)
+        queries, keys, values = block.project(stream, rotary, for_attention)
         held_keys[computed], held_values[computed] = keys[computed], values[computed]
         scores = torch.einsum("qhk,lhk->hql", queries, held_keys) / keys.shape[-1] ** 0.5
         attended = torch.einsum("hql,lhk->qhk", scores.softmax(-1), held_values)

@@ -118,6 +118,17 @@ def test_bfloat16_is_near_float32_and_keeps_float32_weights(tmp_path: Path, unin
     assert found != expected
 
 
+def test_activation_checkpointing_makes_the_same_updates(tmp_path: Path, uninterrupted: Path) -> None:
+    """It recomputes each block once more, and nothing else."""
+    loop, place = new_loop(tmp_path, CONFIG)
+    loop.model.backbone.activation_checkpointing = True
+    calls: list[int] = []
+    loop.model.backbone.blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    loop.run(OBJECTIVE, place, "test")
+    assert losses(tmp_path) == pytest.approx(losses(uninterrupted), rel=1e-5)
+    assert len(calls) == 2 * CONFIG.training_steps
+
+
 def test_two_precisions_in_one_process(tmp_path: Path) -> None:
     train(tmp_path / "one", replace(CONFIG, training_steps=1))
     train(tmp_path / "two", replace(CONFIG, training_steps=1, precision="bfloat16"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewstep.sampling.samplers import SamplerName
 
@@ -40,6 +40,10 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    int8: bool = False,
+    compile: Literal["none", "default", "reduce-overhead"] = "none",
     watch: bool = False,
     output: str | None = None,
 ) -> None:
@@ -63,6 +67,10 @@ def sample(
         top_p: Draw among the fewest most probable tokens that hold this probability.
         seed: Text number i depends on the seed and on i alone.
         batch_size: Texts written at once.
+        device: "cpu", "cuda" and so on; "auto" is CUDA where there is one.
+        precision: Of weights and matrix products; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        int8: Keep the weights of the blocks in 8 bits. Needs torchao.
+        compile: Mode of torch.compile: a slow first pass, then faster ones.
         watch: Show the texts in the terminal while they are written.
         output: JSONL file for the texts and their settings.
 
@@ -72,13 +80,14 @@ def sample(
     settings = dict(locals())
     for name in ("model", "num_samples", "watch", "output", "batch_size"):
         del settings[name]
+    inference = {name: settings.pop(name) for name in ("device", "precision", "int8", "compile")}
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise ValueError(f"the directory of output {output!r} does not exist; make it first")
     from rich.console import Console
 
     from fewstep.sampling.text_model import load
 
-    text_model = load(model)
+    text_model = load(model, **inference)
     console = Console()
     if watch and console.is_terminal:
         if num_samples > batch_size:
@@ -99,7 +108,7 @@ def sample(
         if text_model.is_denoiser:
             settings["num_steps"] = text_model.default_steps if num_steps is None else num_steps
             settings["sampler"] = sampler or "ancestral"
-        save(Path(output), texts, {"model": model, **settings, "num_forwards": num_forwards})
+        save(Path(output), texts, {"model": model, **settings, **inference, "num_forwards": num_forwards})
 
 
 def save(path: Path, texts: list[str], settings: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from fewstep.sampling.text_model import Generation, TextModel
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and how much there is."""
+Cell = tuple[str, int | None, int | None]
+"""A model's name, its steps and its refresh interval; the last two None for an autoregressive one."""
 WARM_UP_STEPS = 2
 
 
@@ -61,6 +64,8 @@ class Row:
     model: str
     steps: int | None
     """None for an autoregressive model, which takes one step a token."""
+    cache_refresh: int | None
+    """Steps from one full pass to the next; 0 for a single one; None for an autoregressive model."""
     texts: tuple[str, ...]
     entropies: tuple[float, ...]
     """Unigram entropy of each text, in nats."""
@@ -68,6 +73,8 @@ class Row:
     """Wall-clock time of each batch."""
     num_forwards: int
     """Forward passes of the slowest batch."""
+    full_passes: float
+    """Positions computed for a text, over its length, on average."""
     judged: GenerativePerplexity
 
     @property
@@ -92,6 +99,8 @@ class Row:
         return {
             "model": self.model,
             "steps": self.steps,
+            "cache_refresh": self.cache_refresh,
+            "full_passes": self.full_passes,
             "gen_ppl": self.judged.perplexity,
             "bits_per_byte": self.judged.bits_per_byte,
             "entropy": self.entropy,
@@ -105,24 +114,28 @@ def compare(
     *,
     steps: Sequence[int],
     samples: Samples,
+    cache_refreshes: Sequence[int] = (1,),
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Return a row for each model and number of steps, in that order; autoregressive models have one row.
+    """Return a row for each model, number of steps and refresh interval, in that order.
+
+    Autoregressive models have one row.
 
     Args:
         models: The models by the name that their rows carry.
         judge: Scores the decoded texts.
         steps: Numbers of steps for each denoiser.
         samples: Number, length and seed of the texts of each row.
+        cache_refreshes: Refresh intervals for each number of steps; 1 is the exact sampler.
         progress: Called after each batch and each pass of the judge.
 
     Raises:
         ValueError: if there is nothing to compare, or a model cannot write such texts.
     """
-    cells = [
-        (name, num_steps)
+    cells: list[Cell] = [
+        (name, *how)
         for name, model in models.items()
-        for num_steps in (steps if model.is_denoiser else (None,))
+        for how in (product(steps, cache_refreshes) if model.is_denoiser else [(None, None)])
     ]
     if not cells:
         raise ValueError("there is nothing to compare; pass at least one model and one number of steps")
@@ -130,7 +143,7 @@ def compare(
     generated = _generate_all(models, cells, samples, progress)
     progress("judging", 0, len(cells) * samples.num_samples)
     rows = []
-    for index, ((name, num_steps), batches) in enumerate(zip(cells, generated, strict=True)):
+    for index, ((name, num_steps, cache_refresh), batches) in enumerate(zip(cells, generated, strict=True)):
         texts = [text for generation, _ in batches for text in generation.texts]
         done = index * len(texts)
 
@@ -143,6 +156,7 @@ def compare(
             Row(
                 model=name,
                 steps=num_steps,
+                cache_refresh=cache_refresh,
                 texts=tuple(texts),
                 entropies=tuple(
                     unigram_entropy([torch.tensor(tokens)])
@@ -151,6 +165,7 @@ def compare(
                 ),
                 batch_seconds=tuple(seconds for _, seconds in batches),
                 num_forwards=max(generation.num_forwards for generation, _ in batches),
+                full_passes=statistics.fmean(generation.full_passes for generation, _ in batches),
                 judged=generative_perplexity(texts, judge, progress=judging),
             )
         )
@@ -158,20 +173,21 @@ def compare(
 
 
 def _generate_all(
-    models: Mapping[str, TextModel], cells: list[tuple[str, int | None]], samples: Samples, progress: Progress
+    models: Mapping[str, TextModel], cells: list[Cell], samples: Samples, progress: Progress
 ) -> list[list[tuple[Generation, float]]]:
     """Return the batches of each cell with the seconds that each took."""
-    passes = [samples.length if num_steps is None else num_steps for _, num_steps in cells]
+    passes = [samples.length if num_steps is None else num_steps for _, num_steps, _ in cells]
     total, done = sum(passes) * len(samples.batch_seeds), 0
     progress("generating", done, total)
     for model in models.values():
-        _batch(model, WARM_UP_STEPS if model.is_denoiser else None, samples, samples.seed)
+        warm_up = (WARM_UP_STEPS, 1) if model.is_denoiser else (None, None)
+        _batch(model, *warm_up, samples, samples.seed)
     generated = []
-    for (name, num_steps), num_passes in zip(cells, passes, strict=True):
+    for (name, num_steps, cache_refresh), num_passes in zip(cells, passes, strict=True):
         batches = []
         for seed in samples.batch_seeds:
             started = time.perf_counter()
-            generation = _batch(models[name], num_steps, samples, seed)
+            generation = _batch(models[name], num_steps, cache_refresh, samples, seed)
             batches.append((generation, time.perf_counter() - started))
             done += num_passes
             progress("generating", done, total)
@@ -179,11 +195,14 @@ def _generate_all(
     return generated
 
 
-def _batch(model: TextModel, num_steps: int | None, samples: Samples, seed: int) -> Generation:
+def _batch(
+    model: TextModel, num_steps: int | None, cache_refresh: int | None, samples: Samples, seed: int
+) -> Generation:
     return model.generate(
         samples.batch_size,
         length=samples.length,
         num_steps=num_steps,
+        cache_refresh=1 if cache_refresh is None else cache_refresh,
         seed=seed,
         batch_size=samples.batch_size,
     )

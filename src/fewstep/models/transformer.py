@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.models.attention import Attend, Rotary, RotaryEmbedding, SequenceAttention, rotate
 from fewstep.models.kv_cache import KVCache
@@ -99,23 +100,35 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the stream after this block; only its `asked` rows (N, D), a mask, if that is given."""
         for_attention, for_mlp = self.modulations(condition)
-        queries, keys, values = self.project(self.norm1(stream, for_attention), rotary, asked)
-        attended = attend(queries, keys, values)
-        if asked is not None:
+        if asked is None:
+            attended = attend(*self.project(stream, rotary, for_attention))
+        else:
+            attended = attend(*self.project_asked(stream, rotary, for_attention, asked))
             stream = stream[asked]
         return self.finish(stream, attended, for_attention, for_mlp)
 
-    def project(self, normed: Tensor, rotary: Rotary, asked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated queries, rotated keys, and values, (..., H, K); queries of `asked` rows alone."""
-        heads = (self.num_heads, normed.shape[-1] // self.num_heads)
-        if asked is None:
-            queries, keys, values = self.attn_qkv(normed).unflatten(-1, (3, *heads)).unbind(-3)
-            return rotate(queries, rotary), rotate(keys, rotary), values
+    def project(
+        self, stream: Tensor, rotary: Rotary, modulation: Modulation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries, rotated keys, and values of all rows, (..., H, K) each."""
+        qkv = self.attn_qkv(self.norm1(stream, modulation))
+        queries, keys, values = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        return rotate(queries, rotary), rotate(keys, rotary), values
+
+    def project_asked(
+        self, stream: Tensor, rotary: Rotary, modulation: Modulation | None, asked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `project` does, but queries of the `asked` rows alone, (N, H, K)."""
         weights, bias = self.attn_qkv.weight, self.attn_qkv.bias
+        if type(weights) is not nn.Parameter:  # quantized, and so all of one piece
+            queries, keys, values = self.project(stream, rotary, modulation)
+            return queries[asked], keys, values
+        normed = self.norm1(stream, modulation)
         width = normed.shape[-1]
         of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
-        queries = F.linear(normed[asked], weights[:width], of_queries).unflatten(-1, heads)
-        keys, values = F.linear(normed, weights[width:], of_others).unflatten(-1, (2, *heads)).unbind(-3)
+        queries = F.linear(normed[asked], weights[:width], of_queries).unflatten(-1, (self.num_heads, -1))
+        others = F.linear(normed, weights[width:], of_others)
+        keys, values = others.unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
         return rotate(queries, rotary.of(asked)), rotate(keys, rotary), values
 
     def finish(
@@ -167,6 +180,8 @@ class Transformer(nn.Module):
         width, num_layers, num_heads: D, the number of blocks, and the heads of each.
         condition_width: width of the constant adaLN condition.
         causal: whether a position sees only itself and earlier ones.
+
+    With `activation_checkpointing` set, the backward pass recomputes each block.
     """
 
     def __init__(
@@ -182,6 +197,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
+        self.activation_checkpointing = False
         self.vocab_embed = TokenEmbedding(vocab_size + 1, width)
         self.sigma_map: SigmaMap | None = SigmaMap(condition_width)
         self.rotary_emb = RotaryEmbedding(width // num_heads)
@@ -222,7 +238,11 @@ class Transformer(nn.Module):
         condition = self.condition()
         last = len(self.blocks) - 1
         for layer, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
-            stream = block(stream, condition, rotary, attend, asked if layer == last else None)
+            inputs = (stream, condition, rotary, attend, asked if layer == last else None)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                stream = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                stream = block(*inputs)
         return self.output_layer.norm_final(stream, self.output_layer.modulation(condition))
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ Each constraint becomes a row of token ids with the mask wherever the model shal
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +78,53 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return []
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """Return one text as a list of one."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def paired_constraints(
+    prompt: str | Sequence[str], suffix: str | Sequence[str], infill: str | Sequence[str]
+) -> list[Constraint]:
+    """Return a constraint for each prompt, suffix or text to infill; one alone goes with all of the others.
+
+    Raises:
+        ValueError: if their numbers do not fit.
+    """
+    given = {"prompts": as_list(prompt), "suffixes": as_list(suffix), "infills": as_list(infill)}
+    count = max(map(len, given.values()))
+    for name, texts in given.items():
+        if len(texts) not in (1, count):
+            raise ValueError(f"{len(texts)} {name} for {count} texts; give one, or one for each")
+    prompts, suffixes, infills = (texts * count if len(texts) == 1 else texts for texts in given.values())
+    return [
+        Constraint(prompt=prompt, suffix=suffix, infill=infill)
+        for prompt, suffix, infill in zip(prompts, suffixes, infills, strict=True)
+    ]
+
+
+def canvases(
+    constraints: list[Constraint],
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    length: int | None,
+    longest: int,
+) -> list[Tensor]:
+    """Return `num_samples` canvases of each constraint in turn, of `length` tokens or the `longest`.
+
+    Raises:
+        ValueError: if a setting is out of range, or a constraint leaves nothing to write.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; ask for at least 1")
+    if length is not None and any(constraint.infill for constraint in constraints):
+        raise ValueError("a text to infill has its own length; leave length out")
+    if length is None:
+        length = longest
+    return [
+        canvas
+        for constraint in constraints
+        for canvas in [constraint.canvas(tokenizer, length, longest)] * num_samples
+    ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from fewstep import seeds
 from fewstep.data.tokenizer import load_tokenizer, vocab_size
 from fewstep.diffusion.schedule import SCHEDULES
 from fewstep.models.checkpoint import load_model, read_manifest, resolve
+from fewstep.models.inference import Inference
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
 from fewstep.sampling.autoregressive import continue_in_steps
 from fewstep.sampling.blocks import unmask_in_blocks
-from fewstep.sampling.constraints import Constraint
+from fewstep.sampling.constraints import as_list, canvases, paired_constraints
 from fewstep.sampling.loop import Progress, unmask_in_steps
 from fewstep.sampling.samplers import SamplerName, sampler_named
 from fewstep.sampling.sharpening import Sharpening
@@ -136,20 +137,20 @@ class TextModel:
         Raises:
             ValueError: if a setting is out of range, or has no meaning for this kind of model.
         """
-        canvases = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
-        batches = list(equal_length_batches(canvases, batch_size))
-        tokens: list[list[int]] = [[] for _ in canvases]
+        starts = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
+        batches = list(equal_length_batches(starts, batch_size))
+        tokens: list[list[int]] = [[] for _ in starts]
         num_forwards = positions_computed = 0
         sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
         unmasking = _Unmasking(num_steps, sampler, cache_refresh, block_length)
         for rows in batches:
-            batch = [canvases[row] for row in rows]
+            batch = [starts[row] for row in rows]
             *_, last = self._steps(batch, rows, unmasking, sharpening, seed)
             num_forwards = max(num_forwards, last.num_forwards)
             positions_computed += last.positions_computed
             for row, ids in zip(rows, last.tokens_BL.tolist(), strict=True):
                 tokens[row] = ids
-        full_passes = positions_computed / sum(map(len, canvases))
+        full_passes = positions_computed / sum(map(len, starts))
         return Generation([self.decode(ids) for ids in tokens], tokens, num_forwards, full_passes)
 
     def stream(
@@ -174,14 +175,14 @@ class TextModel:
         All texts are one batch, so infilled texts must be equally long. Arguments are those of
         `generate`.
         """
-        canvases = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
-        if len({len(canvas) for canvas in canvases}) > 1:
+        starts = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
+        if len({len(start) for start in starts}) > 1:
             raise ValueError("the texts to infill differ in length; stream them one at a time")
         sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
-        rows = list(range(len(canvases)))
-        before = torch.stack(canvases)
+        rows = list(range(len(starts)))
+        before = torch.stack(starts)
         unmasking = _Unmasking(num_steps, sampler, cache_refresh, block_length)
-        for progress in self._steps(canvases, rows, unmasking, sharpening, seed):
+        for progress in self._steps(starts, rows, unmasking, sharpening, seed):
             tokens = progress.tokens_BL.cpu()
             written, before = tokens != before, tokens
             texts = [self.decode(ids) for ids in tokens.tolist()]
@@ -208,31 +209,14 @@ class TextModel:
         length: int | None,
         block_length: int | None,
     ) -> list[Tensor]:
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}; ask for at least 1")
-        prompts, suffixes, infills = as_list(prompt), as_list(suffix), as_list(infill)
-        count = max(len(prompts), len(suffixes), len(infills))
-        for name, given in (("prompts", prompts), ("suffixes", suffixes), ("infills", infills)):
-            if len(given) not in (1, count):
-                raise ValueError(f"{len(given)} {name} for {count} texts; give one, or one for each")
-        max_length = self.network.max_length
-        if not self.is_denoiser and (any(suffixes) or any(infills)):
+        if not self.is_denoiser and (any(as_list(suffix)) or any(as_list(infill))):
             raise ValueError("an autoregressive model continues a prompt; suffix and infill need a denoiser")
-        if any(infills) and length is not None:
-            raise ValueError("a text to infill has its own length; leave length out")
+        longest = self.network.max_length
         if block_length is not None:
             self._check_blocks(block_length, length)
-            max_length = max(max_length, length or 0)
-        canvases = []
-        for index in range(count):
-            constraint = Constraint(
-                prompt=prompts[index % len(prompts)],
-                suffix=suffixes[index % len(suffixes)],
-                infill=infills[index % len(infills)],
-            )
-            canvas = constraint.canvas(self.tokenizer, max_length if length is None else length, max_length)
-            canvases += [canvas] * num_samples
-        return canvases
+            longest = max(longest, length or 0)
+        constraints = paired_constraints(prompt, suffix, infill)
+        return canvases(constraints, self.tokenizer, num_samples, length, longest)
 
     def _check_blocks(self, block_length: int, length: int | None) -> None:
         context = self.network.max_length
@@ -309,11 +293,6 @@ class _Unmasking:
     block_length: int | None = None
 
 
-def as_list(texts: str | Sequence[str]) -> list[str]:
-    """Return one text as a list of one."""
-    return [texts] if isinstance(texts, str) else list(texts)
-
-
 def equal_length_batches(canvases: list[Tensor], batch_size: int) -> Iterator[list[int]]:
     """Yield the indices of batches of up to `batch_size` canvases of one length."""
     if batch_size < 1:
@@ -326,13 +305,26 @@ def equal_length_batches(canvases: list[Tensor], batch_size: int) -> Iterator[li
             yield indices[start : start + batch_size]
 
 
-def load(name_or_path: str | Path, *, revision: str | None = None, device: str = "cpu") -> TextModel:
+def load(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    int8: bool = False,
+    compile: Literal["none", "default", "reduce-overhead"] = "none",
+) -> TextModel:
     """Return a model ready to generate: a shipped one by name, a directory, or a hub repository.
+
+    Args:
+        revision: Branch, tag or commit of a hub repository.
+        device, precision, int8, compile: See `Inference`.
 
     Raises:
         ValueError: if there is none, it is damaged, or its tokenizer is of another vocabulary.
     """
+    inference = Inference(device=device, precision=precision, int8=int8, compile=compile)
     network = load_model(name_or_path, revision=revision)
-    network.to(torch.device(device))  # pyright: ignore[reportArgumentType]  wrapped by transformers
     tokenizer = load_tokenizer(resolve(name_or_path))
+    inference.prepare(network)
     return TextModel(network, tokenizer, read_manifest(name_or_path))

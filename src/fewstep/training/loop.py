@@ -35,6 +35,8 @@ class LoopConfig:
     """Sequences of one forward and backward pass of one process; 0 for all of its share."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's matrix products; weights and losses are float32."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: far less memory, about a third more time."""
     ema_decay: float = 0.9999
     """Decay of the average of the weights."""
     log_every: int = 10

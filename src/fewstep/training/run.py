@@ -25,6 +25,7 @@ from fewstep.training.run_state import Place, load_state, load_weights, saved_pl
 VALIDATION_SEED = 1
 SETTINGS_WITHOUT_EFFECT = (
     "log_every", "validate_every", "save_every", "tracker", "progress", "micro_batch_size",
+    "activation_checkpointing",
 )  # fmt: skip
 """Settings of the loop that do not decide the weights (but for rounding)."""
 
@@ -105,6 +106,7 @@ def training_loop(
     run_directory.mkdir(parents=True, exist_ok=True)
     accelerator = loop.accelerator(run_directory)
     model.to(accelerator.device)
+    model.backbone.activation_checkpointing = loop.activation_checkpointing
     average = ExponentialMovingAverage(model, loop.ema_decay)
     training = TrainingLoop(
         accelerator=accelerator,
