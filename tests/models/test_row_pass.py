@@ -92,6 +92,27 @@ def test_an_empty_cache_makes_a_full_pass(tiny_denoiser: Denoiser) -> None:
         assert torch.equal(tiny_denoiser.hidden(tokens, asked, cache), exact)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_equal_sequences_are_computed_once(tiny_denoiser: Denoiser, cached: bool) -> None:
+    """All begin with masks alone; the pass after it, when they differ, finds what each has kept."""
+    tokens, asked = torch.full((BATCH, LENGTH), MASK), batch()[1]
+    cache = tiny_denoiser.new_cache(BATCH, LENGTH) if cached else None
+    shapes: list[torch.Size] = []
+    tiny_denoiser.backbone.vocab_embed.register_forward_pre_hook(
+        lambda _, inputs: shapes.append(inputs[0].shape)
+    )
+    with torch.no_grad():
+        rows = tiny_denoiser.hidden(tokens, asked, cache)
+        assert shapes == [(1, LENGTH)]
+        close(rows, tiny_denoiser.hidden(tokens)[asked])
+        if cache is not None:
+            assert cache.positions_computed == 3 * LENGTH, "counted as if each were alone"
+            close(
+                tiny_denoiser.hidden(tokens, asked.roll(1, 1), cache),
+                tiny_denoiser.hidden(tokens)[asked.roll(1, 1)],
+            )
+
+
 def test_with_unchanged_tokens_kept_rows_are_as_good_as_new(tiny_denoiser: Denoiser) -> None:
     """A row depends on the tokens alone, so a cache of the same tokens gives the same rows."""
     tokens, asked = batch()

@@ -3,9 +3,10 @@
 Without a cache every position of a sequence that asks is computed, but the last block's queries,
 attention output and MLP only where a hidden row is asked for. With a cache, a pass computes only the
 rows asked for and those whose token has changed since their keys and values were kept; all others
-keep what an earlier pass computed of them, which a full pass would have changed a little.
+keep what an earlier pass computed of them, which a full pass would have changed a little. Sequences
+that are equal throughout, as all are that begin with masks alone, are computed once.
 
-Shape letters: A sequences that ask for rows, U rows computed, N rows asked for.
+Shape letters: A sequences that ask for rows, S sequences computed for them, N rows chosen.
 """
 
 from functools import partial
@@ -89,7 +90,6 @@ class RowPass:
         self.active_A = asked_BL.any(1).nonzero()[:, 0]
         self.all_active = len(self.active_A) == len(asked_BL)
         self.tokens_AL, self.asked_AL = tokens_BL[self.active_A], asked_BL[self.active_A]
-        self.asked = ChosenRows(self.asked_AL)
         self.computed: ChosenRows | None = None
         """The rows computed; None if they are all rows of the sequences that take part."""
         if cache is not None:
@@ -98,20 +98,36 @@ class RowPass:
             cache.positions_computed += int(self.computed_AL.sum())
             if not self.computed_AL.all():
                 self.computed = ChosenRows(self.computed_AL)
+        self.alike = self.computed is None and self.all_equal()
+        """Whether one sequence is computed for all, as when all begin with nothing but masks."""
+        self.tokens_SL, self.asked_SL = self.tokens_AL, self.asked_AL
+        if self.alike:
+            self.tokens_SL, self.asked_SL = self.tokens_AL[:1], self.asked_AL.any(0, keepdim=True)
+        self.asked = ChosenRows(self.asked_SL)
+
+    def all_equal(self) -> bool:
+        """Return whether several sequences have the same tokens, so that their rows are the same."""
+        if len(self.tokens_AL) == 1 or torch.is_grad_enabled():
+            return False
+        return bool((self.tokens_AL == self.tokens_AL[:1]).all())
 
     def hidden(self, transformer: Transformer) -> Tensor:
         """Return the hidden rows (N, D) asked for."""
         self.last = len(transformer.blocks) - 1
         attends = [partial(self.attend, layer) for layer in range(len(transformer.blocks))]
         if self.computed is None:
-            tokens, asked = self.tokens_AL, self.asked_AL
+            tokens, asked = self.tokens_SL, self.asked_SL
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         else:
             tokens, asked = self.tokens_AL[self.computed_AL], self.asked_AL[self.computed_AL]
             positions = self.computed.positions_N
         if self.cache is not None:
             positions = positions + self.cache.first_position
-        return transformer.run(transformer.vocab_embed(tokens), positions, attends, asked)
+        rows = transformer.run(transformer.vocab_embed(tokens), positions, attends, asked)
+        if not self.alike:
+            return rows
+        place_L = asked[0].cumsum(0) - 1
+        return rows[place_L[self.asked_AL.nonzero()[:, 1]]]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return what queries, (A, L, H, K) or rows (..., H, K) of them, read in block number `layer`."""
@@ -123,13 +139,17 @@ class RowPass:
 
     def keys_and_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values (A, H, L, K) of all positions, and keep the new ones."""
+        if self.computed is None:
+            keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         if self.cache is None:
-            return keys.transpose(1, 2), values.transpose(1, 2)
+            return keys, values
         kept = self.cache.storage[layer]
         for held, new in zip(kept, (keys, values), strict=True):
             if self.computed is None:
-                held[self.active_A] = new.transpose(1, 2)
+                held[self.active_A] = new
             else:
                 held[self.active_A[self.computed.sequences_N], :, self.computed.positions_N] = new
+        if self.computed is None:
+            return keys, values
         held_keys, held_values = kept if self.all_active else kept[:, self.active_A]
         return held_keys, held_values
