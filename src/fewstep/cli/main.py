@@ -29,6 +29,13 @@ COMMANDS = {
     "sample": "fewstep.cli.sample:sample",
     "demo": "fewstep.cli.demo:demo",
 }
+SUBCOMMANDS = {
+    "bench sampling": "fewstep.cli.bench:sampling",
+    "bench distill": "fewstep.cli.bench:distill",
+    "bench latency": "fewstep.cli.bench:latency",
+    "bench quality": "fewstep.cli.bench:quality",
+}
+"""Commands of two words; the first word alone lists them."""
 REFUSED = 2
 INTERRUPTED = 130
 INTERRUPTION = "interrupted; what was saved remains; the same command continues"
@@ -58,10 +65,10 @@ def _run(arguments: list[str]) -> None:
     if arguments[0] == "--version":
         print(f"fewstep {fewstep.__version__}")
         return
-    name, *flags = arguments
-    if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
-        raise ValueError(f"no command {name!r}; did you mean {nearest!r}? See fewstep --help")
+    if arguments[0] in groups() and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        print(overview(arguments[0]))
+        return
+    name, flags = split_command(arguments)
     silence_third_parties()
     log_to_stderr()
     function = command_function(name)
@@ -74,13 +81,35 @@ def _run(arguments: list[str]) -> None:
 
 def command_function(name: str) -> Callable[..., Any]:
     """Import and return the function of command `name`."""
-    module, function = COMMANDS[name].split(":")
+    module, function = (COMMANDS | SUBCOMMANDS)[name].split(":")
     return getattr(import_module(module), function)
 
 
-def overview() -> str:
-    """Return the help of `fewstep` itself; reads sources, and imports no command."""
-    width = max(map(len, COMMANDS))
+def groups() -> set[str]:
+    """Return the first words of the commands of two words."""
+    return {name.split()[0] for name in SUBCOMMANDS}
+
+
+def split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """Return the command that `arguments` begin with, one word or two, and what follows it.
+
+    Raises:
+        ValueError: if there is no such command.
+    """
+    num_words = 2 if arguments[0] in groups() else 1
+    name = " ".join(arguments[:num_words])
+    commands = [*SUBCOMMANDS] if num_words == 2 else [*COMMANDS, *groups()]
+    if name not in commands:
+        nearest = difflib.get_close_matches(name, commands, n=1, cutoff=0)[0]
+        raise ValueError(f"no command {name!r}; did you mean {nearest!r}? See fewstep --help")
+    return name, arguments[num_words:]
+
+
+def overview(group: str = "") -> str:
+    """Return the help of `fewstep` itself, or of a group of commands; reads sources, imports none."""
+    every = COMMANDS | SUBCOMMANDS
+    commands = {name: place for name, place in every.items() if group in ("", name.split()[0])}
+    width = max(map(len, commands))
     lines = [
         textwrap.fill(
             summary(place),
@@ -88,7 +117,7 @@ def overview() -> str:
             initial_indent=f"  {name:{width}}  ",
             subsequent_indent=" " * (width + 4),
         )
-        for name, place in COMMANDS.items()
+        for name, place in commands.items()
     ]
     return "\n".join(
         [
@@ -139,7 +168,7 @@ def silence_third_parties() -> None:
         os.environ.setdefault(variable, "1")
     for variable in ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
-    for package in ("accelerate", "httpx", "torch"):
+    for package in ("accelerate", "httpx", "torch", "torch.utils._pytree", "torchao"):
         logging.getLogger(package).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

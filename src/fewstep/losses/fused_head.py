@@ -91,14 +91,16 @@ class _FusedHead(torch.autograd.Function):
                     weight_grad.addmm_(logits_grad.T, rows[part])
                     bias_grad += logits_grad.sum(0)
         if gradients is not None:
-            ctx.save_for_backward(*gradients)
+            ctx.gradients = gradients
             ctx.dtypes = rows_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (
-            None if dtype is None else (gradient * upstream[0]).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
+        assert ctx.gradients is not None, "backward runs once: the gradients are scaled where they are"
+        gradients = [
+            None if dtype is None else gradient.mul_(upstream[0]).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        ]
+        ctx.gradients = None
         return *gradients, None, None, None, None, None
