@@ -1,7 +1,6 @@
 """`bench latency`: a real run of a tiny model, the sums behind its rows, going on, and refusals."""
 
 import json
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.benchmark import latency, latency_cell, networks
+from fewstep.benchmark import denoising, latency, latency_cell, networks
 from fewstep.benchmark.autoregressive import integrated
+from fewstep.benchmark.denoising import StepsOfDenoiser, full_weights
 from fewstep.benchmark.latency import run_latency
 from fewstep.benchmark.latency_cell import Cell
 from fewstep.benchmark.latency_settings import LatencySettings, keys_of
@@ -32,6 +32,11 @@ def settings(**changed: Any) -> LatencySettings:
 
 def cell(**changed: Any) -> Cell:
     return Cell(settings(**changed), "nano", 2, *networks.new_pair("nano", CPU))
+
+
+def steps_of(batch: int, length: int = 16) -> StepsOfDenoiser:
+    denoiser, _ = networks.new_pair("nano", CPU)
+    return StepsOfDenoiser(denoiser, batch=batch, length=length, seed=0)
 
 
 @pytest.fixture
@@ -72,34 +77,115 @@ def test_a_real_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nano")
-def test_timed_steps_are_what_their_names_say() -> None:
-    """Of 8 steps on 16 positions, 2 unmask each: full passes compute 16 of each text, partial ones 4."""
-    for cache_refresh, computed in ((1, [32] * 8), (0, [32] + [8] * 7), (3, [32, 8, 8, 32, 8, 8, 32, 8])):
-        with closing(cell().generation(8, cache_refresh)) as steps:
-            done = [0, *(progress.positions_computed for progress in steps)]
-        assert [after - before for before, after in pairwise(done)] == computed
-    assert set(cell().step_task(8, cached=True)()) == {"refresh@8", "partial@8"}
-    assert set(cell().step_task(8, cached=False)()) == {"full@8"}
-    assert set(cell().step_task(1, cached=True)()) == {"refresh@1"}
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("num_steps", "asked", "partial"),
+    [(1, 15, None), (2, 8, 16), (4, 4, 8), (5, 3, 7), (8, 2, 4), (15, 1, 3), (16, 1, 2)],
+)
+def test_timed_steps_are_what_their_names_say(
+    batch: int, num_steps: int, asked: int, partial: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 steps on 16 positions, 2 unmask each: full steps compute 16 of each text, partial ones 4.
+
+    15 of 16 are left to a single step, and 5 steps, of which the first has unmasked 4, share 12.
+    """
+    steps = steps_of(batch)
+    inputs, rows = [], []
+    run, hidden = steps.denoiser.backbone.run, steps.denoiser.hidden
+
+    def spied_run(embedded, *rest):
+        inputs.append(embedded.shape[:-1].numel())
+        return run(embedded, *rest)
+
+    def spied_hidden(tokens_BL, asked_BL, cache):
+        rows.append(asked_BL.sum(1).tolist())
+        return hidden(tokens_BL, asked_BL, cache)
+
+    monkeypatch.setattr(steps.denoiser.backbone, "run", spied_run)
+    monkeypatch.setattr(steps.denoiser, "hidden", spied_hidden)
+    for _ in range(2):  # what ran before does not matter
+        kinds = [(steps.full_seconds, 16)] + ([] if partial is None else [(steps.partial_seconds, partial)])
+        for seconds, computed in kinds:
+            before = steps.cache.positions_computed
+            assert seconds(num_steps) > 0
+            assert steps.cache.positions_computed - before == batch * computed
+            assert inputs.pop() == batch * computed  # equal texts would be computed once
+            assert rows.pop() == [asked] * batch
+    assert not inputs and not rows
+
+
+@pytest.mark.usefixtures("nano")
+def test_partial_steps_need_no_full_one_before_them() -> None:
+    steps = steps_of(2)
+    assert torch.isfinite(steps.cache.storage).all()
+    steps.partial_seconds(8)
+    assert steps.cache.positions_computed == 2 * 4
+
+
+@pytest.mark.usefixtures("nano")
+def test_the_warm_up_is_a_short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoising, "WARM_UP_LENGTH", 8)
+    steps = steps_of(2)
+    shapes = []
+    hidden = steps.denoiser.hidden
+
+    def spied(tokens_BL, asked_BL, cache):
+        shapes.append(tuple(tokens_BL.shape))
+        return hidden(tokens_BL, asked_BL, cache)
+
+    monkeypatch.setattr(steps.denoiser, "hidden", spied)
+    steps.warm_up()
+    assert shapes == [(2, 8)] * 4
+    assert steps.cache.positions_computed == 0
+
+
+@pytest.mark.usefixtures("nano")
+def test_texts_of_a_batch_begin_with_their_own_token() -> None:
+    denoiser, _ = networks.new_pair("nano", CPU)
+    assert denoising.canvas(denoiser, batch=2, length=3).tolist() == [[0, 29, 29], [1, 29, 29]]
+    many = denoising.canvas(denoiser, batch=30, length=3, num_given=2)
+    assert many[:, 0].tolist() == [*range(29), 0]
+    assert many[:, 1:].tolist() == [[0, 29]] * 30
+
+
+def test_the_full_step_between_two_timed_ones_is_linear_in_what_it_unmasks() -> None:
+    # Of 1024 positions, 8 steps unmask 128 each, 16 64, 32 32 and 64 16.
+    assert full_weights(8, (8, 64)) == {8: 1}
+    assert full_weights(16, (8, 64)) == pytest.approx({8: 48 / 112, 64: 64 / 112})
+    assert full_weights(32, (8, 64)) == pytest.approx({8: 16 / 112, 64: 96 / 112})
+    assert full_weights(64, (8, 64)) == {64: 1}
+    assert full_weights(8, (8, 8)) == {8: 1}
 
 
 @pytest.mark.usefixtures("nano")
 def test_rows_are_sums_over_steps_and_tokens() -> None:
     timings = {
+        "full@2": Timing((5.0, 3.0, 10.0)),
         "full@8": Timing((1.0, 3.0)),
-        "refresh@8": Timing((4.0, 2.0, 9.0)),
-        "partial@8": Timing((0.5, 0.25, 0.75)),
+        "partial@4": Timing((0.5, 0.25, 0.75)),
+        "partial@8": Timing((0.125, 0.25, 0.375)),
         **{f"ar@{start}": Timing((0.1 * start,)) for start in (1, 4, 7, 11, 14)},
         **{f"hf@{start}": Timing((0.2 * start,)) for start in (1, 4, 7, 11, 14)},
     }
-    measuring = cell()
-    assert measuring.diffusion_row(timings, 8, 1)["seconds"] == 8 * 2.0
-    row = measuring.diffusion_row(timings, 8, 3)
-    assert row["seconds"] == 3 * 4.0 + 5 * 0.5
-    assert row["spread"] == [3 * 2.0 + 5 * 0.25, 3 * 9.0 + 5 * 0.75]
-    assert row["repeats"] == 3
-    assert row["tokens_per_second"] == 2 * 16 / 14.5
-    assert measuring.diffusion_row(timings, 8, 0)["seconds"] == 4.0 + 7 * 0.5
+    measuring = cell(steps=(2, 4, 8))
+    assert measuring.diffusion_row(timings, 8, 1, (2, 8))["seconds"] == 8 * 2.0
+    row = measuring.diffusion_row(timings, 8, 3, (2, 8))
+    assert row["seconds"] == 3 * 2.0 + 5 * 0.25
+    assert row["spread"] == [3 * 1.0 + 5 * 0.125, 3 * 3.0 + 5 * 0.375]
+    assert row["repeats"] == 2
+    assert row["tokens_per_second"] == 2 * 16 / 7.25
+    assert row["passes"] == {"full": 3, "partial": 5}
+    assert row["pass_seconds"] == {"full": 2.0, "partial": 0.25}
+    # 4 steps unmask 4 positions each, a third of the way from the 2 of 8 steps to the 8 of 2 steps.
+    between = measuring.diffusion_row(timings, 4, 3, (2, 8))
+    assert between["pass_seconds"] == pytest.approx({"full": 3.0, "partial": 0.5})
+    assert between["seconds"] == pytest.approx(2 * 3.0 + 2 * 0.5)
+    assert between["spread"] == pytest.approx(
+        [2 * (3 + 2 * 1) / 3 + 2 * 0.25, 2 * (10 + 2 * 3) / 3 + 2 * 0.75]
+    )
+    assert between["repeats"] == 2
+    assert measuring.diffusion_row(timings, 4, 0, (2, 8))["seconds"] == pytest.approx(3.0 + 3 * 0.5)
+    assert measuring.diffusion_row(timings, 4, 1, (2, 8))["passes"] == {"full": 4}
     whole = integrated([1, 4, 7, 11, 14], [0.1, 0.4, 0.7, 1.1, 1.4], timed_tokens=2, length=16)
     ours = measuring.autoregressive_row(timings, None)
     assert (ours["steps"], ours["cache_refresh"]) == (None, None)
@@ -110,32 +196,44 @@ def test_rows_are_sums_over_steps_and_tokens() -> None:
 
 
 @pytest.mark.usefixtures("nano")
-def test_both_sides_of_a_cell_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"steps": (8, 2, 4)}, ["full@2", "full@8", "partial@2", "partial@4", "partial@8"]),
+        ({"steps": (1, 4)}, ["full@1", "full@4", "partial@4"]),
+        ({"steps": (1,)}, ["full@1"]),
+        ({"steps": (4,)}, ["full@4", "partial@4"]),
+        ({"steps": (2, 8), "cache_refresh": (1,)}, ["full@2", "full@8"]),
+        ({"steps": (2, 8), "cache_refresh": (0,)}, ["full@2", "full@8", "partial@2", "partial@8"]),
+    ],
+)
+def test_both_sides_of_a_cell_are_taken_in_turn(
+    changed: dict[str, Any], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
-
-    class Taken:
-        def __init__(self, device: torch.device) -> None:
-            self.seconds = 1.0
-
-        def __enter__(self) -> "Taken":
-            order.append("timed")
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
 
     def spied(tasks, **options):
         order.extend(name for task in tasks for name in task())
         assert len(options["warm_up"]) == 2
+        assert options["warm_up"][1].__func__ is StepsOfDenoiser.warm_up
+        assert options["max_seconds"] == 60
         return {name: Timing((1.0,)) for name in order}
 
-    monkeypatch.setattr(latency_cell, "Stopwatch", Taken)
     monkeypatch.setattr(latency_cell, "in_turn", spied)
-    chosen = settings(batches=(1, 2), steps=(2,), cache_refresh=(1, 0))
+    chosen = settings(batches=(1, 2), **changed)
     measuring = Cell(chosen, "nano", 2, *networks.new_pair("nano", CPU))
-    measuring.rows([key for key in keys_of(chosen, "nano") if key["batch"] == 2], lambda _: None)
-    names = [name for name in order if name != "timed"]
-    assert names == [*(f"ar@{start}" for start in (1, 4, 7, 11, 14)), "refresh@2", "partial@2", "full@2"]
+    keys = [key for key in keys_of(chosen, "nano") if key["batch"] == 2]
+    rows = measuring.rows(keys, lambda _: None)
+    assert order == [*(f"ar@{start}" for start in (1, 4, 7, 11, 14)), *names]
+    assert [row["seconds"] for row in rows[1:]] == pytest.approx([key["steps"] for key in keys[1:]])
+
+
+@pytest.mark.usefixtures("nano")
+def test_a_full_run_begins_with_a_token_and_masks() -> None:
+    """Of 15 masks, 8 steps unmask 1 and then 2 each; a partial step computes what the last one wrote, too."""
+    for cache_refresh, computed in ((1, [32] * 8), (0, [32, 6] + [8] * 6), (3, [32, 6, 8, 32, 8, 8, 32, 8])):
+        done = [0, *(progress.positions_computed for progress in cell().unmasking(8, cache_refresh))]
+        assert [after - before for before, after in pairwise(done)] == computed
 
 
 @pytest.mark.usefixtures("nano")

@@ -2,7 +2,7 @@
 
 Same size, same kernels, same precision, same weights (untrained), same run: for each shape and batch,
 everything is timed in turn. What is timed of each side, and how that gives the whole, is said in
-`latency_cell` and `autoregressive`.
+`latency_cell`, `autoregressive` and `denoising`.
 """
 
 from dataclasses import asdict

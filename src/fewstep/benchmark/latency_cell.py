@@ -1,43 +1,33 @@
 """One cell of `bench latency`: a shape at a batch, both sides timed in turn.
 
-The autoregressive side is timed by tokens at several cache lengths (see `autoregressive`). The denoiser
-is timed by each kind of step, and the whole is the sum over the steps. A timed step is a real step of the
-sampling loop, drawing included. The sampler is "first-hitting", which unmasks the same number of
-positions in every step, so that one step of a kind costs what another does:
-
-    full      computes all positions
-    refresh   does so, and keeps their keys and values
-    partial   computes the positions that unmask now and those that the step before unmasked
-
-With `cache_refresh` 1 all steps are full; with R, every R-th is a refresh and the others are partial.
+The autoregressive side is timed by tokens at several cache lengths (see `autoregressive`), the denoiser
+by each kind of step (see `denoising`), and the whole of either is the sum over its passes. The full step
+is timed at the fewest and at the most of the wanted numbers of steps, `full@8` and `full@64`, and the
+partial one at each, `partial@8`, `partial@16` and so on.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from typing import Any
 
 import torch
 
 from fewstep import seeds
-from fewstep.benchmark import networks
+from fewstep.benchmark import denoising, networks
 from fewstep.benchmark.autoregressive import (
     Gpt2AtCacheLength,
     TokensAtCacheLength,
     cache_lengths,
     integrated,
 )
+from fewstep.benchmark.denoising import StepsOfDenoiser, full_weights
 from fewstep.benchmark.latency_settings import LatencySettings
 from fewstep.benchmark.machine import available_bytes
 from fewstep.benchmark.measured_rows import MeasuredRows
 from fewstep.benchmark.roofline import full_passes
-from fewstep.benchmark.sampling import SCHEDULE, Progress
+from fewstep.benchmark.sampling import Progress
 from fewstep.benchmark.timing import Stopwatch, Task, Timing, in_turn
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
 from fewstep.sampling.autoregressive import continue_in_steps
-from fewstep.sampling.loop import unmask_in_steps
-from fewstep.sampling.samplers import sampler_named
-
-SAMPLER = "first-hitting"
 
 
 class Cell:
@@ -56,23 +46,27 @@ class Cell:
         """Return the rows of `keys`."""
         sides: list[list[Task]] = []
         note = None
+        steps = self.steps_of_denoiser(keys)  # before it is asked whether GPT-2 still fits
         if any(key["steps"] is None for key in keys):
             sides.append(self.our_tokens())
             note = self.why_no_gpt2()
             if note is None:
                 progress(f"{self.shape}: drawing weights of Hugging Face's GPT-2")
                 sides.append(self.gpt2_tokens())
-        sides.append(self.steps_of(keys))
+        warm_up: list[Callable[[], object]] = [tasks[0] for tasks in sides]
+        if steps is not None:
+            sides.append(self.step_tasks(keys, steps))
+            warm_up.append(steps.warm_up)
         timings = in_turn(
             [task for tasks in sides for task in tasks],
             repeats=self.settings.repeats,
-            warm_up=[tasks[0] for tasks in sides if tasks],
+            warm_up=warm_up,
             max_seconds=self.settings.max_seconds,
         )
         return [
             self.autoregressive_row(timings, note)
             if key["steps"] is None
-            else self.diffusion_row(timings, key["steps"], key["cache_refresh"])
+            else self.diffusion_row(timings, key["steps"], key["cache_refresh"], fewest_and_most(keys))
             for key in keys
         ]
 
@@ -97,14 +91,22 @@ class Cell:
         )
         return self.token_tasks("hf", tokens.seconds)
 
-    def steps_of(self, keys: Sequence[dict[str, Any]]) -> list[Task]:
+    def steps_of_denoiser(self, keys: Sequence[dict[str, Any]]) -> StepsOfDenoiser | None:
+        """Return what times steps; None if no row of `keys` has any."""
+        if all(key["steps"] is None for key in keys):
+            return None
+        return StepsOfDenoiser(
+            self.denoiser, batch=self.batch, length=self.settings.length, seed=self.settings.seed
+        )
+
+    def step_tasks(self, keys: Sequence[dict[str, Any]], steps: StepsOfDenoiser) -> list[Task]:
         """Return the tasks that time every kind of step that the rows of `keys` need."""
-        tasks = []
-        for steps in sorted({key["steps"] for key in keys if key["steps"] is not None}):
-            refreshes = {key["cache_refresh"] for key in keys if key["steps"] == steps}
-            tasks += [self.step_task(steps, cached=True)] if refreshes - {1} else []
-            tasks += [self.step_task(steps, cached=False)] if 1 in refreshes else []
-        return tasks
+        full = sorted({*fewest_and_most(keys)})
+        cached = {key["steps"] for key in keys if key["cache_refresh"] not in (None, 1)}
+        return [
+            *(task_of(f"full@{number}", steps.full_seconds, number) for number in full),
+            *(task_of(f"partial@{number}", steps.partial_seconds, number) for number in sorted(cached - {1})),
+        ]
 
     def why_no_gpt2(self) -> str | None:
         """Return why Hugging Face's model is not measured in this cell; None if it is."""
@@ -120,59 +122,37 @@ class Cell:
 
     def token_tasks(self, side: str, seconds: Callable[[int], float]) -> list[Task]:
         """Return a task for each cache length, which times tokens of `side`."""
+        return [task_of(f"{side}@{start}", seconds, start) for start in self.starts]
 
-        def task_at(start: int) -> Task:
-            return lambda: {f"{side}@{start}": seconds(start)}
+    def diffusion_row(
+        self, timings: dict[str, Timing], num_steps: int, cache_refresh: int, full_at: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Return the row of a number of steps: so many full passes, so many partial ones.
 
-        return [task_at(start) for start in self.starts]
-
-    def step_task(self, num_steps: int, *, cached: bool) -> Task:
-        """Return a task that times the first step of a generation, and if `cached` also the second."""
-
-        def task() -> dict[str, float]:
-            seconds = {}
-            kinds = ["refresh", "partial"] if cached else ["full"]
-            with closing(self.generation(num_steps, 0 if cached else 1)) as steps:
-                for kind in kinds[:num_steps]:
-                    with Stopwatch(self.device) as watch:
-                        next(steps)
-                    seconds[f"{kind}@{num_steps}"] = watch.seconds
-            return seconds
-
-        return task
-
-    def generation(self, num_steps: int, cache_refresh: int) -> Any:
-        """Return the steps of a generation from nothing."""
-        mask = self.denoiser.mask_token_id
-        return unmask_in_steps(
-            self.denoiser,
-            torch.full((self.batch, self.settings.length), mask, device=self.device),
-            num_steps=num_steps,
-            sampler=sampler_named(SAMPLER),
-            schedule=SCHEDULE,
-            generators=seeds.sequence_generators(self.settings.seed, count=self.batch),
-            cache_refresh=cache_refresh,
-        )
-
-    def diffusion_row(self, timings: dict[str, Timing], num_steps: int, cache_refresh: int) -> dict[str, Any]:
-        """Return the row of a number of steps: so many full passes, so many partial ones."""
+        Args:
+            full_at: The fewest and the most steps, at which the full one was timed.
+        """
         num_full = full_passes(num_steps, cache_refresh)
-        full = timings[f"{'full' if cache_refresh == 1 else 'refresh'}@{num_steps}"]
-        kinds = [(num_full, full)]
+        weights = full_weights(num_steps, full_at)
+        passes = {"full": num_full}
+        parts = {"full": [(weight, timings[f"full@{steps}"]) for steps, weight in weights.items()]}
         if num_full < num_steps:
-            kinds.append((num_steps - num_full, timings[f"partial@{num_steps}"]))
+            passes["partial"] = num_steps - num_full
+            parts["partial"] = [(1.0, timings[f"partial@{num_steps}"])]
+        summands = [
+            (passes[kind] * weight, timing) for kind, of_kind in parts.items() for weight, timing in of_kind
+        ]
         row = self.row(
             num_steps,
             cache_refresh,
-            seconds=sum(count * timing.median for count, timing in kinds),
-            spread=[sum(count * timing.spread[side] for count, timing in kinds) for side in (0, 1)],
-            repeats=min(len(timing.seconds) for _, timing in kinds),
+            seconds=sum(weight * timing.median for weight, timing in summands),
+            spread=[sum(weight * timing.spread[side] for weight, timing in summands) for side in (0, 1)],
+            repeats=min(len(timing.seconds) for _, timing in summands),
         )
-        names = ("full", "partial")
-        return row | {
-            "passes": {name: count for name, (count, _) in zip(names, kinds, strict=False)},
-            "pass_seconds": {name: timing.median for name, (_, timing) in zip(names, kinds, strict=False)},
+        pass_seconds = {
+            kind: sum(weight * timing.median for weight, timing in of_kind) for kind, of_kind in parts.items()
         }
+        return row | {"passes": passes, "pass_seconds": pass_seconds}
 
     def autoregressive_row(self, timings: dict[str, Timing], note: str | None) -> dict[str, Any]:
         """Return the row of the autoregressive model, with Hugging Face's beside it."""
@@ -225,7 +205,7 @@ class Cell:
         rows = []
         for steps, refresh in cells:
             with Stopwatch(self.device) as watch:
-                *_, last = self.generation(steps, refresh) if steps else self.text()
+                *_, last = self.unmasking(steps, refresh) if steps else self.text()
             assert last.step == last.num_steps
             row = measured.row(model=self.shape, batch=self.batch, steps=steps, cache_refresh=refresh)
             ratio = row["seconds"] / watch.seconds
@@ -235,6 +215,16 @@ class Cell:
             )  # fmt: skip
         return {"model": self.shape, "batch": self.batch, "rows": rows}
 
+    def unmasking(self, num_steps: int, cache_refresh: int) -> Any:
+        """Return the steps of the denoiser from masks, but for each first token, to a whole batch."""
+        return denoising.generation(
+            self.denoiser,
+            denoising.canvas(self.denoiser, batch=self.batch, length=self.settings.length),
+            num_steps=num_steps,
+            cache_refresh=cache_refresh,
+            seed=self.settings.seed,
+        )
+
     def text(self) -> Any:
         """Return the steps of the autoregressive model from nothing to a whole batch."""
         return continue_in_steps(
@@ -243,3 +233,14 @@ class Cell:
             prompt_lengths=[0] * self.batch,
             generators=seeds.sequence_generators(self.settings.seed, count=self.batch),
         )
+
+
+def fewest_and_most(keys: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Return the fewest and the most steps of the rows of `keys` that have any."""
+    numbers = [key["steps"] for key in keys if key["steps"] is not None]
+    return min(numbers), max(numbers)
+
+
+def task_of(name: str, seconds: Callable[[int], float], place: int) -> Task:
+    """Return the task that times `seconds(place)` as `name`."""
+    return lambda: {name: seconds(place)}

@@ -57,7 +57,7 @@ class SamplingSettings:
         device = torch.device(self.device)
         sizes = networks.sizes_of(self.shape, device)
         elements = self.batch * self.length * (sizes.vocab_size + 1)
-        plain = elements * (8 + 8 + 4 + 4)  # weights, noise, logits and their logarithms
+        plain = elements * (4 + 5 * 8)  # log-probabilities; weights, noise and what is made of them
         networks.check_fits(
             f"{self.shape} at batch {self.batch} and length {self.length}",
             networks.weight_bytes(self.shape, device)
