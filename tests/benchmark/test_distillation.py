@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def settings(**changed: Any) -> DistillSettings:
     chosen: dict[str, Any] = {
-        "shape": "nano", "lengths": (8, 16), "batch": 2, "teacher_steps": 2,
+        "shape": "nano", "lengths": (8, 16), "tokens": 32, "teacher_steps": 2,
         "activation_checkpointing": False, "repeats": 2, "seed": 0, "device": "cpu",
     }  # fmt: skip
     return DistillSettings(**chosen | changed)
@@ -105,7 +105,8 @@ def test_the_gradients_of_both_sides_are_close() -> None:
         ({"shape": "huge"}, "there is no shape 'huge'; choose one of "),
         ({"lengths": (8, 33)}, "length is 33; the models take 1 to 32 tokens"),
         ({"lengths": ()}, "lengths is empty; name at least one"),
-        ({"batch": 0}, "batch is 0; it must be at least 1"),
+        ({"tokens": 0}, "tokens is 0; it must be at least 1"),
+        ({"tokens": 24}, "tokens is 24, which is no multiple of length 16"),
         ({"teacher_steps": 1}, "teacher_steps is 1; it must be at least 2"),
     ],
 )
@@ -119,7 +120,7 @@ def test_bad_settings_are_refused(changed: dict[str, Any], message: str) -> None
 def test_what_cannot_be_done_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "new_denoiser", None)
     monkeypatch.setattr(networks, "available_bytes", lambda _: 2**16)
-    with pytest.raises(ValueError, match="distilling nano at batch 2 and length 16 needs about"):
+    with pytest.raises(ValueError, match="distilling nano with 32 tokens a training step needs about"):
         run_distill(settings(), lambda _: None)
     monkeypatch.setattr(distillation, "can_measure", lambda _: False)
     with pytest.raises(ValueError) as refusal:

@@ -43,7 +43,7 @@ class DistillSettings:
 
     shape: str
     lengths: tuple[int, ...]
-    batch: int
+    tokens: int
     teacher_steps: int
     activation_checkpointing: bool
     repeats: int
@@ -52,9 +52,11 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         checked_device(self.device)
-        networks.check_positive(lengths=self.lengths, batch=self.batch, repeats=self.repeats)
+        networks.check_positive(lengths=self.lengths, tokens=self.tokens, repeats=self.repeats)
         for length in self.lengths:
             networks.check_shape(self.shape, length)
+            if self.tokens % length:
+                raise ValueError(f"tokens is {self.tokens}, which is no multiple of length {length}")
         if self.teacher_steps < 2:
             raise ValueError(f"teacher_steps is {self.teacher_steps}; it must be at least 2")
 
@@ -62,15 +64,15 @@ class DistillSettings:
         """Raise ValueError if weights, optimizer and the plain training step's tensors do not fit."""
         device = torch.device(self.device)
         sizes = networks.sizes_of(self.shape, device)
-        positions = self.batch * max(self.lengths)
+        positions = self.tokens
         activations = positions * sizes.width * sizes.num_layers * (3 * sizes.mlp_ratio + 12) * 4
         networks.check_fits(
-            f"distilling {self.shape} at batch {self.batch} and length {max(self.lengths)}",
+            f"distilling {self.shape} with {self.tokens} tokens a training step",
             5 * networks.num_parameters(self.shape) * 4  # teacher, student, gradients, two moments
             + activations
             + PLAIN_COPIES * positions * sizes.vocab_size * 4,
             device,
-            "choose a smaller batch, lengths or shape",
+            "choose fewer tokens or a smaller shape",
         )
 
 
@@ -97,7 +99,9 @@ class Contest:
             seed=settings.seed,
         )
         self.tokens_BL = torch.randint(
-            teacher.vocab_size, (settings.batch, length), generator=seeds.generator(settings.seed, TOKENS)
+            teacher.vocab_size,
+            (settings.tokens // length, length),
+            generator=seeds.generator(settings.seed, TOKENS),
         ).to(self.device)
         self.numbers = {"ours": count(), "plain": count()}
 
@@ -159,7 +163,7 @@ def run_distill(settings: DistillSettings, progress: Progress) -> dict[str, Any]
     progress(f"{settings.shape}: drawing untrained weights")
     teacher = networks.new_denoiser(settings.shape, device, dtype=torch.float32).requires_grad_(False)
     student = copy.deepcopy(teacher).requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, fused=True)
     rows = []
     for length in settings.lengths:
         contest = Contest(teacher, student, optimizer, plain, settings, length)
@@ -186,7 +190,7 @@ def _row(
 ) -> dict[str, Any]:
     return {
         "model": settings.shape,
-        "batch": settings.batch,
+        "batch": settings.tokens // length,
         "length": length,
         "speedup": timings["plain"].median / timings["ours"].median,
         "memory_ratio": peaks["ours"] / peaks["plain"] if peaks["plain"] else None,

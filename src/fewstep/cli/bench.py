@@ -73,9 +73,9 @@ def distill(
     *,
     shape: ShapeName = "small",
     lengths: tuple[int, ...] = (256, 1024),
-    batch: int = 2,
+    tokens: int = 2048,
     teacher_steps: int = 2,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: bool = True,
     repeats: int = 3,
     seed: int = 0,
     device: Device = "cpu",
@@ -90,7 +90,7 @@ def distill(
     Args:
         shape: Size of the untrained teacher and student.
         lengths: Tokens of a text, such as [256,1024].
-        batch: Texts of a training step.
+        tokens: Tokens of a training step, a multiple of each length.
         teacher_steps: Teacher steps folded into one student step.
         activation_checkpointing: Ours computes each block again for its gradients, and keeps less.
         repeats: Timed training steps of each, taken in turn.
@@ -101,7 +101,7 @@ def distill(
     from fewstep.benchmark.distillation import DistillSettings, run_distill
 
     settings = DistillSettings(
-        shape=shape, lengths=lengths, batch=batch, teacher_steps=teacher_steps,
+        shape=shape, lengths=lengths, tokens=tokens, teacher_steps=teacher_steps,
         activation_checkpointing=activation_checkpointing, repeats=repeats,
         seed=seed, device=device,
     )  # fmt: skip
