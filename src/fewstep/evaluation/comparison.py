@@ -133,9 +133,11 @@ def compare(
         ValueError: if there is nothing to compare, or a model cannot write such texts.
     """
     cells: list[Cell] = [
-        (name, *how)
+        (name, num_steps, cache_refresh)
         for name, model in models.items()
-        for how in (product(steps, cache_refreshes) if model.is_denoiser else [(None, None)])
+        for num_steps, cache_refresh in (
+            product(steps, cache_refreshes) if model.is_denoiser else [(None, None)]
+        )
     ]
     if not cells:
         raise ValueError("there is nothing to compare; pass at least one model and one number of steps")
