@@ -70,8 +70,8 @@ def test_bfloat16_has_float32_logits(tiny_denoiser: Denoiser) -> None:
     assert 0 < (found - plain).abs().max() / plain.abs().max() < 0.1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device is 'cuda', and torch finds no CUDA here; choose cpu"):
         Inference(device="cuda")
     with pytest.raises(ValueError, match="there is no device 'gpu'; choose cpu or cuda"):

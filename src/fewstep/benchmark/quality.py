@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fewstep.benchmark.machine import checked_device, describe
+from fewstep.benchmark.plot import described
 from fewstep.evaluation.comparison import Progress, Row, Samples, compare
 from fewstep.evaluation.judge import load_judge
 from fewstep.sampling.text_model import load
@@ -74,7 +75,7 @@ def record(row: Row) -> dict[str, Any]:
 
 
 def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a PNG of bits per byte and entropy against compute and wall-clock, a line an interval."""
+    """Write a PNG of generative perplexity and entropy against compute and wall-clock, a line an interval."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -91,14 +92,13 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for (against, quality), panel in zip(panels_of, row_of_panels, strict=True):
             for place, refresh in enumerate(refreshes):
                 line = [row for row in rows if (row["model"], row["cache_refresh"]) == (model, refresh)]
-                label = {0: "never refreshed", 1: "no cache"}.get(refresh, f"every {refresh} steps")
                 color = colormaps["viridis"](0.9 * place / max(1, len(refreshes) - 1))
                 panel.plot(
                     [row[against] for row in line],
                     [row[quality] for row in line],
                     marker="o",
                     color=color,
-                    label=label,
+                    label=described(refresh),
                 )
             panel.set_xscale("log")
             panel.set_xlabel("full passes" if against == "full_passes" else "seconds a batch")
