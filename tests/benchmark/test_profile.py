@@ -1,5 +1,6 @@
 """The share of time outside matrix products, on work of which it is known."""
 
+import pytest
 import torch
 
 from fewstep.benchmark.profile import is_matrix_product, time_outside_matrix_products
@@ -15,7 +16,7 @@ def test_other_work_is_named() -> None:
     found = time_outside_matrix_products(lambda: MATRIX.cumsum(1).tanh())
     assert found["share_outside_matrix_products"] == 1
     assert next(iter(found["largest_others"])) in ("aten::cumsum", "aten::tanh")
-    assert sum(found["largest_others"].values()) <= 1
+    assert sum(found["largest_others"].values()) == pytest.approx(1, abs=0.05)
 
 
 def test_attention_and_linear_layers_are_matrix_products() -> None:
