@@ -19,6 +19,12 @@ def test_other_work_is_named() -> None:
     assert sum(found["largest_others"].values()) == pytest.approx(1, abs=0.05)
 
 
+def test_the_copy_of_a_bias_belongs_to_its_product() -> None:
+    found = time_outside_matrix_products(lambda: torch.addmm(MATRIX[0], MATRIX, MATRIX))
+    assert "aten::copy_" not in found["largest_others"]
+    assert found["share_outside_matrix_products"] < 0.05
+
+
 def test_attention_and_linear_layers_are_matrix_products() -> None:
     names = ("aten::addmm", "aten::mm", "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::gelu")
     assert [is_matrix_product(name) for name in names] == [True, True, True, False]

@@ -47,9 +47,12 @@ class RotaryEmbedding(nn.Module):
 
 def rotate(heads: Tensor, rotary: Rotary) -> Tensor:
     """Rotate `heads` (..., H, K) by the angles of their positions."""
-    first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return torch.addcmul(heads * rotary.cosines.to(heads), turned, rotary.sines.to(heads))
+    half = heads.shape[-1] // 2
+    sines = rotary.sines.to(heads)
+    rotated = heads * rotary.cosines.to(heads)
+    rotated[..., :half].addcmul_(heads[..., half:], sines[..., :half], value=-1)
+    rotated[..., half:].addcmul_(heads[..., :half], sines[..., half:])
+    return rotated
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:

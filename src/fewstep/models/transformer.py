@@ -136,7 +136,13 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the stream after attention's output and the MLP."""
         stream = add_gated(stream, self.attn_out(attended.flatten(-2)), for_attention)
-        return add_gated(stream, self.mlp(self.norm2(stream, for_mlp)), for_mlp)
+        return add_gated(stream, self.feed_forward(self.norm2(stream, for_mlp)), for_mlp)
+
+    def feed_forward(self, inputs: Tensor) -> Tensor:
+        """Return the MLP's output; without gradients its activation takes no memory of its own."""
+        if torch.is_grad_enabled():
+            return self.mlp(inputs)
+        return self.mlp[2](torch.ops.aten.gelu_(self.mlp[0](inputs), approximate="tanh"))
 
 
 def add_gated(stream: Tensor, update: Tensor, modulation: Modulation | None) -> Tensor:

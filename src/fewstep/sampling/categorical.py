@@ -21,7 +21,7 @@ def draw(logits_NV: Tensor, generators_N: list[torch.Generator]) -> Tensor:
     maxima_N1 = logits_NV.amax(-1, keepdim=True)
     if not torch.isfinite(maxima_N1).all():
         raise ValueError("the network's logits are not finite; its weights are damaged or diverged")
-    cumulative_NV = (logits_NV.double() - maxima_N1).exp_().cumsum_(-1)
+    cumulative_NV = logits_NV.double().sub_(maxima_N1).exp_().cumsum_(-1)
     total_N1 = cumulative_NV[:, -1:]
     threshold_N1 = uniform(generators_N).to(total_N1.device)[:, None] * total_N1
     below_total_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))  # the product may round up to it
