@@ -55,8 +55,7 @@ def teacher_targets(
             rows_ND = teacher.hidden(tokens_BL, recorded_BL)
         passes.append((recorded_BL, rows_ND))
         if not is_last and recorded_BL.any():
-            drawn, _ = draw_tokens(teacher, rows_ND, row_generators(recorded_BL, generators))
-            tokens_BL[recorded_BL] = drawn
+            tokens_BL[recorded_BL] = draw_tokens(teacher, rows_ND, row_generators(recorded_BL, generators))
     return assembled(passes, masked_at_start_BL)
 
 

@@ -21,7 +21,3 @@ class Ancestral:
         """Return the positions (B, L) to predict."""
         rho = unmask_probability(step.t, step.s, schedule=step.schedule)
         return bernoulli_positions(step.masked_BL, rho.expand(len(step.masked_BL)), step.generators)
-
-    def accepted(self, step: Step, candidates_BL: Tensor, probabilities_N: Tensor) -> Tensor:
-        """Return which candidates (B, L) keep their token: all."""
-        return candidates_BL

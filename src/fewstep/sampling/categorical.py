@@ -1,7 +1,8 @@
 """The one categorical draw: the first token whose cumulative probability exceeds a uniform number.
 
-In float64 this is exact far into the tail, where float32 noise cannot reach, and it costs one random
-number a token. Each sequence draws from its own generator, so its tokens do not depend on its batch.
+The sums and the random number are float64, so this is exact far into the tail, where float32 noise
+cannot reach, and it costs one random number a token. Each sequence draws from its own generator, so its
+tokens do not depend on its batch.
 """
 
 from itertools import groupby
@@ -21,7 +22,7 @@ def draw(logits_NV: Tensor, generators_N: list[torch.Generator]) -> Tensor:
     maxima_N1 = logits_NV.amax(-1, keepdim=True)
     if not torch.isfinite(maxima_N1).all():
         raise ValueError("the network's logits are not finite; its weights are damaged or diverged")
-    cumulative_NV = logits_NV.double().sub_(maxima_N1).exp_().cumsum_(-1)
+    cumulative_NV = (logits_NV - maxima_N1).exp_().cumsum(-1, dtype=torch.float64)
     total_N1 = cumulative_NV[:, -1:]
     threshold_N1 = uniform(generators_N).to(total_N1.device)[:, None] * total_N1
     below_total_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))  # the product may round up to it

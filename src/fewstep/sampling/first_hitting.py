@@ -25,7 +25,3 @@ class FirstHitting:
                 order = torch.randperm(len(masked), generator=generator, device=generator.device)
                 chosen[row, masked[order[:count].to(masked.device)]] = True
         return chosen
-
-    def accepted(self, step: Step, candidates_BL: Tensor, probabilities_N: Tensor) -> Tensor:
-        """Return which candidates (B, L) keep their token: all."""
-        return candidates_BL

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.time_grid import time_grid
 from fewstep.losses.nelbo import DenoiserNetwork
 from fewstep.sampling.sharpening import Sharpening
-from fewstep.sampling.unmasking import draw_tokens, row_generators
+from fewstep.sampling.unmasking import draw_tokens, draw_tokens_with_probabilities, row_generators
 
 ROUNDING = 1e-6
 """More than the rounding errors of a number of positions, which must not count as a position."""
@@ -42,9 +42,15 @@ class Step:
 
 
 class Sampler(Protocol):
-    """Chooses positions before a pass, and may keep only some of the tokens drawn after it."""
+    """Chooses, before a pass, the positions that it predicts."""
 
     def candidates(self, step: Step) -> Tensor: ...
+
+
+@runtime_checkable
+class SelectiveSampler(Sampler, Protocol):
+    """Keeps only some of the tokens drawn, in view of the probabilities that the network gives them."""
+
     def accepted(self, step: Step, candidates_BL: Tensor, probabilities_N: Tensor) -> Tensor: ...
 
 
@@ -117,11 +123,15 @@ def unmask_in_steps(
             cache.forget()
         if candidates_BL.any():
             rows_ND, computed = asked_rows(denoiser, tokens_BL, candidates_BL, cache)
-            drawn, probabilities = draw_tokens(
-                denoiser, rows_ND, row_generators(candidates_BL, generators), sharpening
-            )
-            accepted_BL = sampler.accepted(step, candidates_BL, probabilities)
-            tokens_BL[accepted_BL] = drawn[accepted_BL[candidates_BL]]
+            generators_N = row_generators(candidates_BL, generators)
+            if isinstance(sampler, SelectiveSampler):
+                drawn, probabilities = draw_tokens_with_probabilities(
+                    denoiser, rows_ND, generators_N, sharpening
+                )
+                accepted_BL = sampler.accepted(step, candidates_BL, probabilities)
+                tokens_BL[accepted_BL] = drawn[accepted_BL[candidates_BL]]
+            else:
+                tokens_BL[candidates_BL] = draw_tokens(denoiser, rows_ND, generators_N, sharpening)
             num_forwards += 1
             positions_computed += computed
         yield Progress(tokens_BL.clone(), number + 1, num_steps, num_forwards, positions_computed)

@@ -3,6 +3,8 @@
 The sampler's loop and the teacher's rollout both take their steps here, and draw tokens nowhere else.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -38,20 +40,39 @@ def draw_tokens(
     hidden_rows_ND: Tensor,
     generators_N: list[torch.Generator],
     sharpening: Sharpening = Sharpening(),
+) -> Tensor:
+    """Return a token for each hidden row, (N,)."""
+    return torch.cat([drawn for drawn, _ in _chunks(denoiser, hidden_rows_ND, generators_N, sharpening)])
+
+
+def draw_tokens_with_probabilities(
+    denoiser: DenoiserNetwork,
+    hidden_rows_ND: Tensor,
+    generators_N: list[torch.Generator],
+    sharpening: Sharpening = Sharpening(),
 ) -> tuple[Tensor, Tensor]:
     """Return a token for each hidden row, and the probability that the network gives it; each (N,).
 
-    That probability is not sharpened: at temperature 0 it would be 1 everywhere. The head is applied
-    chunk by chunk, so memory does not grow with N x V.
+    That probability is not sharpened: at temperature 0 it would be 1 everywhere.
     """
-    chunk = max(1, CHUNK_ELEMENTS // denoiser.vocab_size)
     tokens, probabilities = [], []
-    for start in range(0, len(hidden_rows_ND), chunk):
-        logits = denoiser.head(hidden_rows_ND[start : start + chunk])
-        drawn = draw(sharpening(logits), generators_N[start : start + chunk])
+    for drawn, logits in _chunks(denoiser, hidden_rows_ND, generators_N, sharpening):
         tokens.append(drawn)
         probabilities.append(logits.log_softmax(-1).gather(1, drawn[:, None]).squeeze(1).exp())
     return torch.cat(tokens), torch.cat(probabilities)
+
+
+def _chunks(
+    denoiser: DenoiserNetwork,
+    hidden_rows_ND: Tensor,
+    generators_N: list[torch.Generator],
+    sharpening: Sharpening,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield drawn tokens and logits chunk by chunk, so that memory does not grow with N x V."""
+    chunk = max(1, CHUNK_ELEMENTS // denoiser.vocab_size)
+    for start in range(0, len(hidden_rows_ND), chunk):
+        logits = denoiser.head(hidden_rows_ND[start : start + chunk])
+        yield draw(sharpening(logits), generators_N[start : start + chunk]), logits
 
 
 def row_generators(positions_BL: Tensor, generators: list[torch.Generator]) -> list[torch.Generator]:
