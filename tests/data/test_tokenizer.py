@@ -69,9 +69,10 @@ def plain_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     )
 
 
-def test_mask_inside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="mask token has id 1 of 4"):
-        with_mask_token(plain_tokenizer(eos_token="<eos>", mask_token="<mask>"))
+def test_mask_inside_the_vocabulary_changes_places_with_the_last_token() -> None:
+    tokenizer = with_mask_token(plain_tokenizer(eos_token="<eos>", mask_token="<mask>"))
+    assert tokenizer.get_vocab() == {"<eos>": 0, "<unk>": 1, "a": 2, "<mask>": 3}
+    assert tokenizer.mask_token_id == 3
 
 
 def test_tokenizer_without_separator_is_refused() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from fewstep.evaluation.comparison import Row, Samples, compare
+from fewstep.evaluation.comparison import Row, compare
 from fewstep.evaluation.generative_perplexity import GenerativePerplexity
 from fewstep.evaluation.judge import Judge
+from fewstep.evaluation.samples import Samples
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
 from fewstep.sampling.text_model import TextModel

@@ -1,11 +1,13 @@
-"""Diversity: entropy and distinct n-grams by hand."""
+"""Diversity: entropy and distinct n-grams by hand, self-BLEU as sacrebleu has it."""
 
 import math
+import sys
 
 import pytest
+import sacrebleu
 import torch
 
-from fewstep.evaluation.diversity import distinct_n, unigram_entropy
+from fewstep.evaluation.diversity import distinct_n, self_bleu, unigram_entropy
 
 
 def test_entropy_is_of_each_sequence_and_then_averaged() -> None:
@@ -51,3 +53,38 @@ def test_n_out_of_range_is_refused() -> None:
         distinct_n(torch.tensor([[1, 2]]), 0)
     with pytest.raises(ValueError, match="n is 3, and the longest sequence has 2 tokens"):
         distinct_n(torch.tensor([[1, 2]]), 3)
+
+
+def test_self_bleu_is_the_mean_of_sacrebleu_over_texts() -> None:
+    groups = [
+        [" is strong, and it will grow.", " is strong, and it fell.", " was weak; it will grow."],
+        [" of all nations", " of all nations and people", "x"],
+    ]
+    scores = [
+        sacrebleu.sentence_bleu(group[i], [group[j] for j in range(3) if j != i]).score
+        for group in groups
+        for i in range(3)
+    ]
+    assert len(set(scores)) == 6
+    assert self_bleu(groups) == pytest.approx(sum(scores) / 6, rel=1e-12)
+
+
+def test_self_bleu_by_hand() -> None:
+    assert self_bleu([["a b c d e", "a b c d e"]]) == pytest.approx(100)
+    assert self_bleu([["a b c d", "e f g h"]]) < 10
+    # "a b" of "a c": 1 of 2 words, and half of 1 of 1 pairs by smoothing, so sqrt(1/2 * 1/2) each way.
+    assert self_bleu([["a b", "a c"]]) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("groups", [[], [["one text"]], [["a", "b"], []], ["a text"]])
+def test_groups_that_compare_nothing_are_refused(groups: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match="pass groups of at least two texts each"):
+        self_bleu(groups)
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ValueError, match=r"pip install 'fewstep\[eval\]'"):
+        self_bleu([["a", "b"]])

@@ -1,13 +1,21 @@
 """Generative perplexity: equal to the plain computation, whatever the batches; arithmetic by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from fewstep.evaluation.generative_perplexity import GenerativePerplexity, generative_perplexity
+from fewstep.data.tokenizer import train_tokenizer
+from fewstep.evaluation.generative_perplexity import (
+    GenerativePerplexity,
+    generative_perplexity,
+    has_vocabulary_of,
+    until_end_of_text,
+)
 from fewstep.evaluation.judge import Judge, load_judge
+from tests.evaluation.reference import plain_nats, tokens_of
 
 TEXTS = [
     "The state of the union is strong.",
@@ -16,35 +24,6 @@ TEXTS = [
     "Honest friendship with all nations; entangling alliances with none, I said.",
 ]
 VOCABULARY = 281
-
-
-@pytest.fixture
-def judge(tokenizer: PreTrainedTokenizerBase) -> Judge:
-    """A small judge with random weights, large enough that every token of context matters."""
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=128,
-        initializer_range=0.5,
-    )
-    return Judge(LlamaForCausalLM(config).eval(), tokenizer, "random", prefix_token_id=7)
-
-
-def plain_nats(judge: Judge, tokens: list[int]) -> float:
-    """Return the nats of `tokens`, one sequence through the model and nothing else."""
-    with torch.no_grad():
-        log_p = (
-            judge.model(input_ids=torch.tensor([[judge.prefix_token_id, *tokens]])).logits[0].log_softmax(-1)
-        )
-    return -sum(log_p[i, token].item() for i, token in enumerate(tokens))
-
-
-def tokens_of(judge: Judge, text: str) -> list[int]:
-    return judge.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_smollm2_agrees_with_the_plain_computation() -> None:
@@ -106,6 +85,30 @@ def test_a_judge_that_knows_nothing_finds_its_vocabulary(judge: Judge) -> None:
     assert measured.bits_per_byte == pytest.approx(tokens * math.log2(VOCABULARY) / 130, rel=1e-5)
 
 
+def test_tokens_are_read_as_they_are(judge: Judge) -> None:
+    tokens = [tokens_of(judge, text) for text in TEXTS]
+    assert generative_perplexity(TEXTS, judge, tokens=tokens) == generative_perplexity(TEXTS, judge)
+    # The same text in single bytes, which no tokenizer would choose.
+    tokens[0] = judge.tokenizer.convert_tokens_to_ids(["T", "h", "e"])
+    measured = generative_perplexity(["The", *TEXTS[1:]], judge, tokens=tokens)
+    assert measured.nats[0] == pytest.approx(plain_nats(judge, tokens[0]), rel=1e-5)
+    assert (measured.num_tokens[0], measured.num_bytes[0]) == (3, 3)
+
+
+def test_a_judge_has_the_vocabulary_of_its_tokenizer_and_of_no_other(
+    judge: Judge, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert has_vocabulary_of(judge, tokenizer)
+    assert not has_vocabulary_of(judge, train_tokenizer(["other words, other pairs"] * 9, vocab_size=270))
+
+
+def test_a_text_ends_at_the_first_end_of_text_token_behind_something() -> None:
+    assert until_end_of_text([5, 6, 0, 7, 0], 0) == [5, 6]
+    assert until_end_of_text([0, 0, 5, 6, 0, 7], 0) == [5, 6]
+    assert until_end_of_text([5, 6], 0) == [5, 6]
+    assert until_end_of_text([0, 0], 0) == []
+
+
 def test_scores_by_hand() -> None:
     # 2 nats a token over 4 tokens, 5 nats a token over 2.
     measured = GenerativePerplexity(nats=(8.0, 10.0), num_tokens=(4, 2), num_bytes=(16, 8))
@@ -155,8 +158,11 @@ def test_logits_that_are_not_finite_are_refused(judge: Judge, value: float) -> N
         (["a"], {"max_length": 1}, "max_length is 1; the judge 'random' reads between 2 and 128 "),
         (["a"], {"max_length": 129}, "max_length is 129; the judge 'random' reads between 2 and 128 "),
         (["a"], {"batch_tokens": 0}, "batch_tokens is 0; it must be at least 1"),
+        (["a"], {"tokens": [[1], [2]]}, "there are 1 texts and tokens of 2"),
+        (["a", "b"], {"tokens": [[1], []]}, "text 1 of 2 is empty"),
+        (["a", "b"], {"tokens": [[1], [300, 281]]}, "token 300 is none of the 281 that the judge 'random'"),
     ],
 )
-def test_bad_input_is_refused(judge: Judge, texts: list[str], settings: dict[str, int], message: str) -> None:
+def test_bad_input_is_refused(judge: Judge, texts: list[str], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generative_perplexity(texts, judge, **settings)

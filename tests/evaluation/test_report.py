@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.evaluation.comparison import Row, Samples
+from fewstep.evaluation.comparison import Row
 from fewstep.evaluation.generative_perplexity import GenerativePerplexity
-from fewstep.evaluation.report import Contender, LiveRound, verdict, with_error, write_report
+from fewstep.evaluation.report import Contender, LiveRound, verdict, write_report
 from fewstep.evaluation.report_notes import live_description
+from fewstep.evaluation.report_page import with_error
 from fewstep.evaluation.report_plots import Series, plot
+from fewstep.evaluation.samples import Samples
 
 ROUND = LiveRound(delta=1 / 32, training_steps=(0, 10, 20), divergences=(0.4, 0.39, 0.38))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fewstep.evaluation.comparison import Samples
 from fewstep.evaluation.report_notes import ROLES, contenders, duration, method
+from fewstep.evaluation.samples import Samples
 from fewstep.models.config import DenoiserConfig
 from fewstep.models.language_model import Denoiser
 from fewstep.sampling.text_model import TextModel

@@ -239,3 +239,19 @@ def test_a_head_without_bias_serves() -> None:
     loss.backward()
     assert loss.item() == expected.item()
     assert without.weight.grad is not None and without.weight.grad.any()
+
+
+def test_frozen_head_gets_no_gradient_and_the_rows_the_same() -> None:
+    """As where adapters alone are trained."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(6, 9)
+    values, tokens = torch.randn(5, 6, generator=generator), torch.arange(5)
+    gradients = []
+    for trained in (True, False):
+        head.requires_grad_(trained)
+        rows = values.clone().requires_grad_()
+        head_cross_entropy(rows, head, tokens).backward()
+        gradients.append(rows.grad)
+        assert (head.weight.grad is not None) == (head.bias.grad is not None) == trained
+        head.zero_grad()
+    assert torch.equal(*gradients)

@@ -20,9 +20,10 @@ from fewstep.diffusion.schedule import LogLinear
 from fewstep.losses.nelbo import NelboObjective
 from fewstep.models.config import DenoiserConfig
 from fewstep.models.language_model import Denoiser
-from fewstep.training.loop import LoopConfig, TrainingLoop
+from fewstep.training.loop import LoopConfig, Objective, TrainingLoop
 from fewstep.training.metrics import MetricsRecord
 from fewstep.training.optimizer import ExponentialMovingAverage, OptimizerConfig
+from fewstep.training.run import place_network
 from fewstep.training.run_state import Place, load_state, saved_place
 
 CONFIG = LoopConfig(
@@ -53,6 +54,7 @@ def new_loop(
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "condition_size": 8}
     model = Denoiser(DenoiserConfig(vocab_size=29, max_position_embeddings=12, **shape))
     model.backbone.initialize(seeds.generator(config.seed))
+    place_network(model, accelerator, config)
     tokens = np.arange(4000) ** 2 % 11
     place = saved_place(directory) or Place()
     loop = TrainingLoop(
@@ -72,9 +74,11 @@ def new_loop(
     return loop, place
 
 
-def train(directory: Path, config: LoopConfig = CONFIG, **options: Any) -> TrainingLoop:
+def train(
+    directory: Path, config: LoopConfig = CONFIG, *, objective: Objective = OBJECTIVE, **options: Any
+) -> TrainingLoop:
     loop, place = new_loop(directory, config, **options)
-    loop.run(OBJECTIVE, place, "test")
+    loop.run(objective, place, "test")
     return loop
 
 
@@ -88,16 +92,16 @@ def losses(directory: Path) -> list[float]:
     return [row["loss"] for row in records(directory) if "loss" in row]
 
 
+def state_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the state that one process saved, by name."""
+    files = (directory / "state").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def state_bits(directory: Path) -> dict[str, bytes]:
     """Every tensor and number of the saved state, as bytes."""
-    state = directory / "state"
-    bits: dict[str, bytes] = {"place": (state / "place.json").read_bytes()}
-    for file in ("weights", "average"):
-        tensors = load_file(state / f"{file}.safetensors")
-        bits |= {f"{file} {name}": tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    optimizer = torch.load(state / "optimizer.pt", weights_only=True)
-    for index, moments in optimizer["state"].items():
-        bits |= {f"optimizer {index} {key}": value.numpy().tobytes() for key, value in moments.items()}
+    bits: dict[str, bytes] = {"place": (directory / "state" / "place.json").read_bytes()}
+    bits |= {name: tensor.numpy().tobytes() for name, tensor in state_tensors(directory).items()}
     assert len(bits) == 1 + 30 * 5
     return bits
 
@@ -135,8 +139,9 @@ def kill_at_the_second_save(mode: str) -> None:
     def counting(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        # The first save syncs four files and renames once; the second renames the old one away first.
-        if calls == (6 if cut == "fsync" else 3):
+        # The first save syncs three files as they are written and four in the end, and renames once; the
+        # second renames the old one away first.
+        if calls == (9 if cut == "fsync" else 3):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)
 

@@ -21,7 +21,7 @@ def time_outside_matrix_products(work: Callable[[], object]) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         work()
     micros: Counter[str] = Counter()
-    for event in profiled.events():
+    for event in profiled.events() or []:
         micros[operation_of(event)] += event.self_cpu_time_total
     total = sum(micros.values())
     others = {name: time for name, time in micros.items() if not is_matrix_product(name)}

@@ -13,8 +13,9 @@ import torch
 
 from fewstep.benchmark.machine import checked_device, describe
 from fewstep.benchmark.plot import described
-from fewstep.evaluation.comparison import Progress, Row, Samples, compare
+from fewstep.evaluation.comparison import Progress, Row, compare
 from fewstep.evaluation.judge import load_judge
+from fewstep.evaluation.samples import Samples
 from fewstep.sampling.text_model import load
 
 INT8 = " int8"

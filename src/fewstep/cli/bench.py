@@ -226,7 +226,7 @@ def quality(
         check_plot(file)
 
     from fewstep.benchmark.quality import QualitySettings, plot_quality, run_quality
-    from fewstep.evaluation.comparison import Samples
+    from fewstep.evaluation.samples import Samples
 
     settings = QualitySettings(
         models=models, steps=steps, cache_refresh=cache_refresh, int8=int8, judge=judge, device=device,

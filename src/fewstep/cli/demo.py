@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewstep.cli.progress import Bars
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fewstep.evaluation.comparison import Row, Samples
+    from fewstep.evaluation.comparison import Row
     from fewstep.evaluation.report import LiveRound
+    from fewstep.evaluation.samples import Samples
     from fewstep.sampling.text_model import TextModel
 
 SHIPPED_STUDENT = "sotu-student"
@@ -88,7 +90,7 @@ def demo(
         budget = replace(budget, num_samples=num_samples)
     models = load_models(teacher, student, autoregressive)
 
-    from fewstep.evaluation.comparison import Samples, compare
+    from fewstep.evaluation.comparison import compare
     from fewstep.evaluation.judge import load_judge
     from fewstep.evaluation.report import write_report
     from fewstep.evaluation.report_notes import (
@@ -100,6 +102,7 @@ def demo(
         live_description,
         method,
     )
+    from fewstep.evaluation.samples import Samples
     from fewstep.training.metrics import logger
 
     samples = Samples(
@@ -116,7 +119,7 @@ def demo(
     run = directory / ("live-quick" if quick else "live")
     models[LIVE] = distil_live(run, teacher, corpus, budget, samples)
     models = {role: models[role] for role in ROLES}
-    with _Bars() as bars:
+    with Bars() as bars:
         rows = compare(models, scorer, steps=budget.steps, samples=samples, progress=bars.update)
     print_table(rows)
     live_settings = models[LIVE].manifest["settings"]
@@ -240,7 +243,7 @@ def print_table(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fewstep.evaluation.report import with_error
+    from fewstep.evaluation.report_page import with_error
 
     table = Table()
     for title in ("model", "steps", "gen. perplexity", "bits/byte", "entropy", "seconds"):
@@ -260,20 +263,3 @@ def print_table(rows: Sequence[Row]) -> None:
         )
         last = row.model
     Console().print(table)
-
-
-class _Bars(ExitStack):
-    """A progress bar for each activity in turn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.activity = ""
-
-    def update(self, activity: str, done: int, total: int) -> None:
-        from fewstep.training.metrics import ProgressBar
-
-        if activity != self.activity:
-            self.close()
-            self.activity = activity
-            self.bar = self.enter_context(ProgressBar(activity, total, done, shown=True))
-        self.bar.update(done, "")

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -27,7 +28,11 @@ COMMANDS = {
     "train": "fewstep.training.train:train",
     "distill": "fewstep.training.distill:distill",
     "sample": "fewstep.cli.sample:sample",
+    "convert": "fewstep.cli.convert:convert",
+    "share": "fewstep.models.hub:share",
     "demo": "fewstep.cli.demo:demo",
+    "eval": "fewstep.cli.eval:evaluate_models",
+    "cloze": "fewstep.evaluation.cloze:cloze",
 }
 SUBCOMMANDS = {
     "bench sampling": "fewstep.cli.bench:sampling",
@@ -38,6 +43,7 @@ SUBCOMMANDS = {
 """Commands of two words; the first word alone lists them."""
 REFUSED = 2
 INTERRUPTED = 130
+SECONDS_OF_THE_FIRST = 3.0
 INTERRUPTION = "interrupted; what was saved remains; the same command continues"
 
 
@@ -158,6 +164,11 @@ def one_line(error: ValueError | OSError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") != "0":  # what the first process says too is said once
+        if code == INTERRUPTED:
+            return code
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SECONDS_OF_THE_FIRST)  # in which the launcher ends this process if the first has failed
     print(f"fewstep: {message}", file=sys.stderr)
     return code
 

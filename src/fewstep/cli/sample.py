@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fewstep.evaluation.processes import Share, launched_device, launched_share
 from fewstep.sampling.samplers import SamplerName
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from fewstep.sampling.text_model import Snapshot, TextModel
+    from fewstep.sampling.text_model import Generation, Snapshot, TextModel
 
 BLANK_WIDTH = 4
 """Characters that a masked position takes while watched: about as many as the token it becomes."""
@@ -35,6 +36,7 @@ def sample(
     sampler: SamplerName | None = None,
     cache_refresh: int = 1,
     block_length: int | None = None,
+    chat: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -49,6 +51,8 @@ def sample(
 ) -> None:
     """Write texts with a denoiser or an autoregressive model.
 
+    Several processes, as `accelerate launch` and `torchrun` start them, share the texts.
+
     Args:
         model: A shipped model, a checkpoint directory, or a repository on the Hugging Face hub.
         num_samples: Texts to write.
@@ -62,6 +66,7 @@ def sample(
         cache_refresh: Steps of a denoiser from one full pass to the next. 1 is exact; more is cheaper
             and approximate, since passes between compute only what just changed; 0 makes one full pass.
         block_length: Tokens written at once beyond the context, for texts longer than it. Denoisers only.
+        chat: Write the prompt as a user's message, by the tokenizer's chat template.
         temperature: Divides the logits; 0 takes the most probable token.
         top_k: Draw among this many most probable tokens; 0 for all.
         top_p: Draw among the fewest most probable tokens that hold this probability.
@@ -83,6 +88,12 @@ def sample(
     inference = {name: settings.pop(name) for name in ("device", "precision", "int8", "compile")}
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise ValueError(f"the directory of output {output!r} does not exist; make it first")
+    share = launched_share()
+    if share.num_processes > 1:
+        if watch:
+            raise ValueError(f"watch shows the texts of one process, and there are {share.num_processes}")
+        meet({"model": model, "num_samples": num_samples, "output": output, **settings, **inference})
+        inference["device"] = launched_device(device)
     from rich.console import Console
 
     from fewstep.sampling.text_model import load
@@ -98,8 +109,11 @@ def sample(
         last = show(text_model, text_model.stream(num_samples, **settings), console)
         texts, num_forwards = last.texts, last.num_forwards
     else:
-        generation = text_model.generate(num_samples, batch_size=batch_size, **settings)
-        texts, num_forwards = generation.texts, generation.num_forwards
+        mine = range(num_samples)[share.process :: share.num_processes]
+        generation = text_model.generate(num_samples, batch_size=batch_size, rows=mine, **settings)
+        texts, num_forwards = brought_together(generation, share)
+    if share.process > 0:
+        return
     for number, text in enumerate(texts, start=1):
         if len(texts) > 1:
             print(f"--- text {number} of {len(texts)} ---")
@@ -109,6 +123,29 @@ def sample(
             settings["num_steps"] = text_model.default_steps if num_steps is None else num_steps
             settings["sampler"] = sampler or "ancestral"
         save(Path(output), texts, {"model": model, **settings, **inference, "num_forwards": num_forwards})
+
+
+def meet(settings: dict[str, Any]) -> None:
+    """Join the other processes, which must have the same settings."""
+    from accelerate import PartialState
+
+    from fewstep.training.processes import check_same
+
+    PartialState(cpu=True)
+    check_same(settings)
+
+
+def brought_together(generation: Generation, share: Share) -> tuple[list[str], int]:
+    """Return the texts of all processes in order, and the forward passes of the slowest batch."""
+    if share.num_processes == 1:
+        return generation.texts, generation.num_forwards
+    from accelerate.utils import gather_object
+
+    parts: list[Generation] = gather_object([generation])
+    texts = [""] * sum(len(part.texts) for part in parts)
+    for process, part in enumerate(parts):
+        texts[process :: share.num_processes] = part.texts
+    return texts, max(part.num_forwards for part in parts)
 
 
 def save(path: Path, texts: list[str], settings: dict[str, Any]) -> None:

@@ -2,16 +2,20 @@
 
 Keys of nested dataclasses are joined by dots: `--loop.batch_size 4` is `loop: {batch_size: 4}` in
 YAML. Flags win over the file, wherever `--config` stands; of several files, the last wins.
+
+A list is written as words, `--steps 8 16`, or as YAML, `--steps [8,16]`. The words before the first
+flag are the function's first list: `fewstep eval one two` is `fewstep eval --models one two`.
 """
 
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -28,7 +32,7 @@ def parse(function: Callable[..., Any], program: str, flags: list[str]) -> dict[
         OSError: if a configuration file cannot be read.
     """
     known = dict(known_keys(function))
-    paths, others = split_config(flags)
+    paths, others = split_config(joined_lists(flags, known))
     for path in paths:
         check_keys(read_yaml(path), known, path)
     others = completed_flags(others, known)
@@ -47,7 +51,9 @@ def parser_of(function: Callable[..., Any], program: str) -> ArgumentParser:
     """Return the parser that the signature and the docstrings of `function` describe."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     description = re.split(r"\n(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0]
-    usage = f"{program} [{CONFIG_FLAG} FILE.yaml] [--key value ...]"
+    words = first_list(dict(known_keys(function)))
+    leading = "" if words is None else f"[{words.upper()} ...] "
+    usage = f"{program} {leading}[{CONFIG_FLAG} FILE.yaml] [--key value ...]"
     parser = ArgumentParser(prog=program, usage=usage, description=description, exit_on_error=False)
     parser.add_argument(CONFIG_FLAG, action="config", help="YAML file of keys; flags win over it.")
     parser.add_function_arguments(function, as_group=False, fail_untyped=True)
@@ -67,6 +73,41 @@ def known_keys(owner: Callable[..., Any], prefix: str = "") -> Iterator[tuple[st
         for kind in (hints[name], *get_args(hints[name])):
             if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 yield from known_keys(kind, f"{prefix}{name}.")
+
+
+def joined_lists(flags: list[str], known: Mapping[str, Any]) -> list[str]:
+    """Return `flags` with the words of each list as one value, `--steps 8 16` as `--steps=[8, 16]`."""
+    groups: list[list[str]] = [[]]
+    for word in flags:
+        if word.startswith("--") or word == "-h":
+            groups.append([])
+        groups[-1].append(word)
+    leading = first_list(known)
+    if groups[0] and leading is not None:
+        groups[0] = [f"--{leading}", *groups[0]]
+    joined = []
+    for group in groups:
+        flag, words = group[:1], group[1:]
+        kind = element_type(known.get("".join(flag)[len("--") :]))
+        if kind is None or not words or words[0].startswith("["):
+            joined += group
+        else:
+            values = words if kind in (int, float) else [json.dumps(word) for word in words]
+            joined.append(f"{flag[0]}=[{', '.join(values)}]")
+    return joined
+
+
+def first_list(known: Mapping[str, Any]) -> str | None:
+    """Return the first key, not of a nested dataclass, that is a list; None if there is none."""
+    return next((key for key in known if "." not in key and element_type(known[key]) is not None), None)
+
+
+def element_type(kind: Any) -> Any:
+    """Return the type of the elements of a list or tuple type, optional or not; None for any other."""
+    for one in (kind, *get_args(kind)):
+        if get_origin(one) in (list, tuple):
+            return get_args(one)[0]
+    return None
 
 
 def split_config(flags: list[str]) -> tuple[list[str], list[str]]:

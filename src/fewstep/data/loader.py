@@ -4,10 +4,19 @@ Nothing has to be saved to resume: batch number n is the same whoever asks for i
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Loader(Protocol):
+    """Deals out the sequences of each training step."""
+
+    @property
+    def context_length(self) -> int: ...
+    def batch(self, training_step: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)

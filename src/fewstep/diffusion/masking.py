@@ -1,5 +1,7 @@
 """The masking process: how tokens become masks, and with what probability masks become tokens.
 
+A token that is given, such as those of a prompt whose response is learned, is never masked and has no
+part in a loss. Its id i is marked by the complement ~i, which is negative, until it is corrupted.
 Every function that draws takes its own `torch.Generator`.
 """
 
@@ -26,10 +28,20 @@ def low_discrepancy_times(batch: int, generator: torch.Generator) -> Tensor:
 def corrupt(
     tokens_BL: Tensor, times_B: Tensor, *, schedule: Schedule, mask_token_id: int, generator: torch.Generator
 ) -> Tensor:
-    """Mask each token of sequence b with probability 1 - alpha(times_B[b]); return (B, L)."""
+    """Mask each token of sequence b with probability 1 - alpha(times_B[b]), but for those given.
+
+    Returns:
+        Ids (B, L), none of them negative.
+    """
     uniform = torch.rand(tokens_BL.shape, generator=generator, dtype=torch.float64, device=generator.device)
     clean = uniform < schedule.alpha(times_B)[:, None]
-    return torch.where(clean.to(tokens_BL.device), tokens_BL, mask_token_id)
+    ids_BL = plain_ids(tokens_BL)
+    return torch.where(clean.to(tokens_BL.device) | (tokens_BL < 0), ids_BL, mask_token_id)
+
+
+def plain_ids(tokens_BL: Tensor) -> Tensor:
+    """Return the ids of tokens, whether they are marked as given or not."""
+    return torch.where(tokens_BL < 0, ~tokens_BL, tokens_BL)
 
 
 def unmask_probability(t: Tensor, s: Tensor, *, schedule: Schedule) -> Tensor:

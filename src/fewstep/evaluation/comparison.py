@@ -6,7 +6,6 @@ compare across rows. A batch is timed as a whole, after a short untimed one has 
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,44 +16,13 @@ import torch
 from fewstep.evaluation.diversity import unigram_entropy
 from fewstep.evaluation.generative_perplexity import GenerativePerplexity, generative_perplexity
 from fewstep.evaluation.judge import Judge
-from fewstep.sampling.text_model import Generation, TextModel
+from fewstep.evaluation.samples import Batch, Samples, Sampling, warm_up, write_batch
+from fewstep.sampling.text_model import TextModel
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and how much there is."""
 Cell = tuple[str, int | None, int | None]
 """A model's name, its steps and its refresh interval; the last two None for an autoregressive one."""
-WARM_UP_STEPS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """How many texts a row rests on, and how they are made."""
-
-    num_samples: int = 8
-    """Texts of each row."""
-    batch_size: int = 4
-    """Texts made, and timed, together."""
-    length: int = 256
-    """Tokens of each text."""
-    seed: int = 0
-    """Batch b of a row draws with the seed `seed` * batches + b."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_samples < 1:
-            raise ValueError(
-                f"num_samples is {self.num_samples} and batch_size {self.batch_size}; both must be at least 1"
-            )
-        if self.num_samples % self.batch_size:
-            raise ValueError(
-                f"num_samples {self.num_samples} is no multiple of batch_size {self.batch_size}, so batches "
-                "would differ in time; choose one that is"
-            )
-
-    @property
-    def batch_seeds(self) -> range:
-        """The seed of each batch; those of different `seed`s never meet."""
-        num_batches = self.num_samples // self.batch_size
-        return range(self.seed * num_batches, (self.seed + 1) * num_batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +114,7 @@ def compare(
     progress("judging", 0, len(cells) * samples.num_samples)
     rows = []
     for index, ((name, num_steps, cache_refresh), batches) in enumerate(zip(cells, generated, strict=True)):
-        texts = [text for generation, _ in batches for text in generation.texts]
+        texts = [text for batch in batches for text in batch.texts]
         done = index * len(texts)
 
         def judging(tokens: int, all_tokens: int, done: int = done) -> None:
@@ -161,13 +129,11 @@ def compare(
                 cache_refresh=cache_refresh,
                 texts=tuple(texts),
                 entropies=tuple(
-                    unigram_entropy([torch.tensor(tokens)])
-                    for generation, _ in batches
-                    for tokens in generation.tokens
+                    unigram_entropy([torch.tensor(tokens)]) for batch in batches for tokens in batch.tokens
                 ),
-                batch_seconds=tuple(seconds for _, seconds in batches),
-                num_forwards=max(generation.num_forwards for generation, _ in batches),
-                full_passes=statistics.fmean(generation.full_passes for generation, _ in batches),
+                batch_seconds=tuple(batch.seconds for batch in batches),
+                num_forwards=max(batch.num_forwards for batch in batches),
+                full_passes=statistics.fmean(batch.full_passes for batch in batches),
                 judged=generative_perplexity(texts, judge, progress=judging),
             )
         )
@@ -176,38 +142,24 @@ def compare(
 
 def _generate_all(
     models: Mapping[str, TextModel], cells: list[Cell], samples: Samples, progress: Progress
-) -> list[list[tuple[Generation, float]]]:
-    """Return the batches of each cell with the seconds that each took."""
-    passes = [samples.length if num_steps is None else num_steps for _, num_steps, _ in cells]
+) -> list[list[Batch]]:
+    """Return the batches of each cell."""
+    prompts = [""] * samples.batch_size
+    ways = [Sampling(steps=steps, cache_refresh=refresh) for _, steps, refresh in cells]
+    passes = [way.passes(samples.length) for way in ways]
     total, done = sum(passes) * len(samples.batch_seeds), 0
     progress("generating", done, total)
     for model in models.values():
-        warm_up = (WARM_UP_STEPS, 1) if model.is_denoiser else (None, None)
-        _batch(model, *warm_up, samples, samples.seed)
+        warm_up(model, prompts, samples.length)
     generated = []
-    for (name, num_steps, cache_refresh), num_passes in zip(cells, passes, strict=True):
+    for (name, _, _), way, num_passes in zip(cells, ways, passes, strict=True):
         batches = []
         for seed in samples.batch_seeds:
-            started = time.perf_counter()
-            generation = _batch(models[name], num_steps, cache_refresh, samples, seed)
-            batches.append((generation, time.perf_counter() - started))
+            batches.append(write_batch(models[name], way, prompts, samples.length, seed))
             done += num_passes
             progress("generating", done, total)
         generated.append(batches)
     return generated
-
-
-def _batch(
-    model: TextModel, num_steps: int | None, cache_refresh: int | None, samples: Samples, seed: int
-) -> Generation:
-    return model.generate(
-        samples.batch_size,
-        length=samples.length,
-        num_steps=num_steps,
-        cache_refresh=1 if cache_refresh is None else cache_refresh,
-        seed=seed,
-        batch_size=samples.batch_size,
-    )
 
 
 def _silent(activity: str, done: int, total: int) -> None:

@@ -1,6 +1,7 @@
 """Diversity of generated tokens: a low perplexity counts only if the text does not repeat itself."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +47,35 @@ def distinct_n(tokens: Tensor | Iterable[Tensor], n: int) -> float:
         raise ValueError(f"n is {n}, and the longest sequence has {longest} tokens; choose a smaller n")
     grams_NG = torch.cat(grams)
     return len(grams_NG.unique(dim=0)) / len(grams_NG)
+
+
+def self_bleu(groups: Sequence[Sequence[str]]) -> float:
+    """Return how much texts that continue one prompt repeat each other, from 0 to 100; lower is more diverse.
+
+    The mean over all texts of the sentence BLEU-4 of a text against the others of its group, with
+    sacrebleu's tokenizer, exponential smoothing and effective order. Source: Zhu et al., 2018, section 4.2,
+    who write 0 to 1.
+
+    Args:
+        groups: The texts that continue each prompt, without the prompt.
+
+    Raises:
+        ValueError: if there is no group, one has fewer than two texts, or sacrebleu is not installed.
+    """
+    if not groups or any(isinstance(group, str) or len(group) < 2 for group in groups):
+        raise ValueError(
+            "self-BLEU compares the continuations of one prompt; pass groups of at least two texts each"
+        )
+    try:
+        from sacrebleu import BLEU
+    except ImportError as error:
+        raise ValueError("self-BLEU needs sacrebleu; run `pip install 'fewstep[eval]'`") from error
+    bleu = BLEU(effective_order=True)
+    return statistics.fmean(
+        bleu.sentence_score(text, [*group[:index], *group[index + 1 :]]).score
+        for group in groups
+        for index, text in enumerate(group)
+    )
 
 
 def _sequences(tokens: Tensor | Iterable[Tensor]) -> list[Tensor]:

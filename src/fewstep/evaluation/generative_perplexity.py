@@ -1,24 +1,19 @@
 """Generative perplexity: how likely a judge finds generated text.
 
 The decoded text is tokenized again for the judge, so models with different tokenizers compare, best in
-bits per byte. Every token counts: the first is predicted from the judge's prefix token. A judge likes
-repetition; read its verdict beside the unigram entropy.
+bits per byte; where the judge has the vocabulary of the model, it can read the model's own tokens. Every
+token counts: the first is predicted from the judge's prefix token. A judge likes repetition; read its
+verdict beside the unigram entropy.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
 
 from fewstep.evaluation.judge import Judge
-
-BATCH_TOKENS = 1024
-MAX_LENGTH = 1024
-
-Window = tuple[int, list[int]]
-"""The number of a text, and consecutive tokens of it that the judge reads together."""
+from fewstep.evaluation.scoring import BATCH_TOKENS, Window, score, window_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +66,7 @@ def generative_perplexity(
     texts: Sequence[str],
     judge: Judge,
     *,
+    tokens: Sequence[Sequence[int]] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -78,89 +74,78 @@ def generative_perplexity(
     """Return what `judge` finds of `texts`, each scored alone, in float32.
 
     Args:
-        texts: Generated texts, decoded.
+        texts: Generated texts, decoded. All of a text counts; for what comes before its end-of-text token
+            alone, decode `until_end_of_text` of its tokens.
         judge: The model that scores them.
+        tokens: The tokens of each text, which the judge reads as they are; only for a judge with
+            `has_vocabulary_of` the tokenizer that made them. By default the texts are tokenized for it.
         batch_tokens: Tokens in one forward pass, padding included; one window at least.
         max_length: Tokens the judge reads together, the prefix included; by default 1024, or as many as
             it can. A longer text is scored in windows of this size, each begun anew from the prefix.
         progress: Called after each forward pass with the tokens scored so far, and in all.
 
     Raises:
-        ValueError: if there is no text, one is empty, a setting is out of range, or logits are not finite.
+        ValueError: if there is no text, one is empty, tokens do not belong to the texts or the judge, a
+            setting is out of range, or logits are not finite.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError("there is nothing to score; pass a list of one or more generated texts")
-    limit = getattr(judge.model.config, "max_position_embeddings", None)
-    if max_length is None:
-        max_length = min(MAX_LENGTH, limit or MAX_LENGTH)
-    if max_length < 2 or (limit is not None and max_length > limit):
-        raise ValueError(
-            f"max_length is {max_length}; the judge {judge.name!r} reads between 2 and "
-            f"{limit or 'any number of'} tokens at once"
-        )
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1")
-    num_bytes = tuple(len(text.encode()) for text in texts)
-    tokens = judge.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    empty = [index for index, text_tokens in enumerate(tokens) if not text_tokens]
-    if empty:
-        raise ValueError(f"text {empty[0]} of {len(texts)} is empty; leave empty texts out before scoring")
-    num_tokens = tuple(len(text_tokens) for text_tokens in tokens)
-    nats = [0.0] * len(texts)
-    done = 0
-    for batch in _batches(_windows(tokens, max_length - 1), batch_tokens):
-        for (index, window), window_nats in zip(batch, _score(judge, batch), strict=True):
-            nats[index] += window_nats
-            done += len(window)
-        if progress is not None:
-            progress(done, sum(num_tokens))
-    return GenerativePerplexity(nats=tuple(nats), num_tokens=num_tokens, num_bytes=num_bytes)
-
-
-@torch.inference_mode()
-def _score(judge: Judge, batch: list[Window]) -> list[float]:
-    """Return the nats of each window of a batch.
-
-    Padding is on the right, where a causal model cannot see it: no attention mask is needed, and the
-    fast causal attention stays in use. Log-probabilities are taken of one window's own tokens at a time.
-    """
-    longest = max(len(window) for _, window in batch)
-    padding = judge.prefix_token_id
-    inputs_BL = torch.tensor(
-        [[padding, *window[:-1], *[padding] * (longest - len(window))] for _, window in batch]
-    )
-    logits_BLV = judge.model(input_ids=inputs_BL.to(judge.model.device), use_cache=False).logits
-    nats = []
-    for (index, window), logits_LV in zip(batch, logits_BLV, strict=True):
-        targets_L = torch.tensor(window, device=logits_LV.device)
-        nats_L = F.cross_entropy(logits_LV[: len(window)].float(), targets_L, reduction="none")
-        total = nats_L.sum(dtype=torch.float64).item()
-        if not math.isfinite(total):
-            raise ValueError(
-                f"the judge {judge.name!r} returned logits that are not finite for text {index}; "
-                "its weights are damaged or overflow: load it again, or name another judge"
-            )
-        nats.append(total)
-    return nats
-
-
-def _windows(tokens: list[list[int]], length: int) -> list[Window]:
-    """Return the windows of all texts, the longest first: those beside each other need little padding."""
+    length = window_length(judge, max_length) - 1
+    if tokens is None:
+        read = judge.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        read = tokens
+        _check_tokens(tokens, len(texts), judge)
+    for index, text_tokens in enumerate(read):
+        if len(text_tokens) == 0 or not texts[index]:
+            raise ValueError(f"text {index} of {len(texts)} is empty; leave empty texts out before scoring")
     windows = [
-        (index, text_tokens[start : start + length])
-        for index, text_tokens in enumerate(tokens)
+        Window(text=index, context=[], targets=list(text_tokens[start : start + length]))
+        for index, text_tokens in enumerate(read)
         for start in range(0, len(text_tokens), length)
     ]
-    return sorted(windows, key=lambda window: len(window[1]), reverse=True)
+    nats = [0.0] * len(texts)
+    scores = score(judge, windows, batch_tokens=batch_tokens, progress=progress)
+    for window, window_nats in zip(windows, scores, strict=True):
+        nats[window.text] += window_nats
+    return GenerativePerplexity(
+        nats=tuple(nats),
+        num_tokens=tuple(len(text_tokens) for text_tokens in read),
+        num_bytes=tuple(len(text.encode()) for text in texts),
+    )
 
 
-def _batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    """Yield consecutive windows, as many as fit `batch_tokens` when padded to the first."""
-    start = 0
-    while start < len(windows):
-        count = max(1, batch_tokens // len(windows[start][1]))
-        yield windows[start : start + count]
-        start += count
+def has_vocabulary_of(judge: Judge, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether each token of `tokenizer`, its mask aside, is the judge's token of the same id."""
+    vocabulary = tokenizer.get_vocab()
+    vocabulary.pop(str(tokenizer.mask_token), None)
+    return vocabulary.items() <= judge.tokenizer.get_vocab().items()
+
+
+def until_end_of_text(tokens: Sequence[int], end_token_id: int) -> list[int]:
+    """Return the tokens before the first `end_token_id` that ends something.
+
+    End-of-text tokens at the beginning open a text, and are left out.
+    """
+    kept = []
+    for token in tokens:
+        if token != end_token_id:
+            kept.append(token)
+        elif kept:
+            break
+    return kept
+
+
+def _check_tokens(tokens: Sequence[Sequence[int]], num_texts: int, judge: Judge) -> None:
+    if len(tokens) != num_texts:
+        raise ValueError(f"there are {num_texts} texts and tokens of {len(tokens)}; pass those of each text")
+    size = judge.model.config.get_text_config().vocab_size
+    highest = max((token for text_tokens in tokens for token in text_tokens), default=0)
+    if highest >= size:
+        raise ValueError(
+            f"token {highest} is none of the {size} that the judge {judge.name!r} knows; leave tokens out, "
+            "and the texts are tokenized for it"
+        )
 
 
 def _ratio_standard_error(numerators: Sequence[float], denominators: Sequence[float]) -> float:

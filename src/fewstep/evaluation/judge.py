@@ -48,7 +48,7 @@ def load_judge(name: str = SMOLLM2, *, device: torch.device | str = "cpu") -> Ju
     Raises:
         ValueError: if it cannot be found, unpacked or loaded, is not causal, or has no token to begin with.
     """
-    with _quiet():
+    with quiet():
         directory = str(_unpacked_smollm2()) if name == SMOLLM2 else name
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -76,7 +76,7 @@ def load_judge(name: str = SMOLLM2, *, device: torch.device | str = "cpu") -> Ju
             "with; set one and save it again"
         )
     model = model.to(device).eval()
-    if not _is_causal(model):
+    if not is_causal(model):
         raise ValueError(f"the judge {name!r} looks ahead, so it cannot score text; name a causal model")
     return Judge(model=model, tokenizer=tokenizer, name=name, prefix_token_id=prefix_token_id)
 
@@ -126,15 +126,15 @@ def _reason(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def _is_causal(model: PreTrainedModel) -> bool:
-    """Return whether what follows a token leaves its logits alone; exact scoring with padding needs it."""
+def is_causal(model: PreTrainedModel) -> bool:
+    """Return whether what follows a token leaves its output alone; exact scoring with padding needs it."""
     tokens = torch.tensor([[1, 2], [1, 3]], device=model.device)
-    logits_BLV = model(input_ids=tokens, use_cache=False).logits
-    return torch.allclose(logits_BLV[0, 0], logits_BLV[1, 0], rtol=1e-4, atol=1e-4, equal_nan=True)
+    output_BLD = model(input_ids=tokens)[0]
+    return torch.allclose(output_BLD[0, 0], output_BLD[1, 0], rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the progress bars and notices of transformers and its hub client while the block runs."""
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]

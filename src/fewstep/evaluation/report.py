@@ -1,30 +1,31 @@
 """The page of a comparison: one HTML file that loads nothing, with the result that matters on top."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 
-from fewstep.evaluation.comparison import Row, Samples
+from fewstep.evaluation.comparison import Row
+from fewstep.evaluation.report_page import (
+    definitions,
+    figure,
+    name_with_key,
+    with_error,
+    with_small_error,
+    write_page,
+)
 from fewstep.evaluation.report_plots import Series, plot
+from fewstep.evaluation.samples import Samples
 
-TEMPLATE = Path(__file__).with_name("report.html")
 ENTROPY_TOLERANCE = 0.15
 """Nats that a student's unigram entropy may lie below its teacher's; below that it repeats itself."""
 LEAST_ENTROPY_RANGE = 4 * ENTROPY_TOLERANCE
 """Nats that the plot of entropies spans at least, so that what does not matter looks small."""
+AUTOREGRESSIVE_PLACE = 3
+"""The place, among contenders, of the one without steps."""
 SHOWN_STEPS = 3
 """Numbers of steps for which texts are shown."""
-KEYS = (
-    '<circle cx="5" cy="5" r="4"/>',
-    '<path d="M5 .5 9.6 9H.4z"/>',
-    '<path d="M1 1h8v8H1z"/>',
-    '<path d="M0 4h4v2H0zM6 4h4v2H6z"/>',
-)
-"""The marker of each model; the last, dashes, is that of a model without steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,31 +150,36 @@ def write_report(
         method: Names and values of all that a reader needs to judge the numbers, in plain text.
     """
     result = verdict(rows, student=student, teacher=teacher)
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(result.title),
-        lead=result.lead,
-        facts="".join(_facts(result, samples)),
-        models="".join(
-            f'<div class="card"><b>{_name(number, one)}</b><p>{escape(one.about)}</p></div>'
-            for number, one in enumerate(contenders)
-        ),
-        legend="".join(f"<span>{_name(number, one)}</span>" for number, one in enumerate(contenders)),
-        plots="".join(_comparison_plots(rows, contenders, samples)),
-        table=_table(rows, contenders, samples),
-        live=escape(live),
-        live_plot="".join(_live_plots(live_rounds)),
-        samples="".join(_samples(rows, contenders)),
-        method="".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in method.items()),
+    named = [_name(number, one) for number, one in enumerate(contenders)]
+    models = "".join(
+        f'<div class="card"><b>{name}</b><p>{escape(one.about)}</p></div>'
+        for name, one in zip(named, contenders, strict=True)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    body = f"""<p class="lead">{result.lead}</p>
+<div class="grid facts">{"".join(_facts(result, samples))}</div>
 
+<h2>The models</h2>
+<div class="grid models">{models}</div>
 
-def with_error(value: float, error: float, digits: int) -> str:
-    """Return `value` ± `error`, without an error that is not known."""
-    return f"{value:.{digits}f}" if math.isnan(error) else f"{value:.{digits}f} ± {error:.{digits}f}"
+<h2>Quality, diversity and time</h2>
+<p class="note">A few-step model is good if all three hold: a judge finds its text likely (low
+perplexity), it does not repeat itself to get there (entropy stays up), and it takes little time.
+Bands show one standard error.</p>
+<div class="legend">{"".join(f"<span>{name}</span>" for name in named)}</div>
+<div class="grid plots">{"".join(_comparison_plots(rows, contenders, samples))}</div>
+<div class="card scroll">{_table(rows, contenders, samples)}</div>
+
+<h2>Distilled while you waited</h2>
+<p class="note">{escape(live)}</p>
+<div class="grid plots live">{"".join(_live_plots(live_rounds))}</div>
+
+<h2>What they write</h2>
+<p class="note">The first text of each row of the table, not chosen, beginning with nothing.</p>
+{"".join(_samples(rows, contenders))}
+
+<h2>Method</h2>
+{definitions(method)}"""
+    write_page(path, brand="fewstep demo", title=result.title, body=body)
 
 
 def _perplexity(row: Row) -> str:
@@ -207,9 +213,7 @@ def _fact(number: str, meaning: str) -> str:
 
 
 def _name(number: int, contender: Contender) -> str:
-    marker = KEYS[number]
-    key = f'<svg class="key of-{number}" viewBox="0 0 10 10" aria-hidden="true">{marker}</svg>'
-    return f'<span class="name">{key}{escape(contender.label)}</span>'
+    return name_with_key(number, contender.label, dashed=number == AUTOREGRESSIVE_PLACE)
 
 
 def _comparison_plots(
@@ -229,7 +233,7 @@ def _comparison_plots(
         diversity.append(Series(number=number, x=steps, y=entropies, error=errors, level=level))
         speed.append(Series(number=number, x=[row.seconds for row in own], y=perplexities))
     unit = f"seconds for {samples.batch_size} texts" if samples.batch_size > 1 else "seconds for a text"
-    yield _figure(
+    yield figure(
         "Quality against steps",
         "Generative perplexity; lower is better.",
         plot(
@@ -242,7 +246,7 @@ def _comparison_plots(
             log_y=True,
         ),
     )
-    yield _figure(
+    yield figure(
         "Diversity against steps",
         "Unigram entropy of a text; a fall means repetition.",
         plot(
@@ -255,7 +259,7 @@ def _comparison_plots(
             least_range=LEAST_ENTROPY_RANGE,
         ),
     )
-    yield _figure(
+    yield figure(
         "Quality against time",
         "The same over wall-clock time; lower left is better. A diamond is the baseline.",
         plot("time", speed, x_label=unit, y_label="generative perplexity", log_x=True, log_y=True),
@@ -265,7 +269,7 @@ def _comparison_plots(
 def _live_plots(rounds: Sequence[LiveRound]) -> Iterator[str]:
     for index, one in enumerate(rounds):
         first, last = one.divergences[0], one.divergences[-1]
-        yield _figure(
+        yield figure(
             f"Round {index + 1}: teacher steps of size 1/{1 / one.delta:g}",
             f"Divergence on the fixed probe: {first:.4f} at first, {last:.4f} at last ({one.change:+.1%}).",
             plot(
@@ -275,11 +279,6 @@ def _live_plots(rounds: Sequence[LiveRound]) -> Iterator[str]:
                 y_label="divergence (nats)",
             ),
         )
-
-
-def _figure(title: str, explanation: str, drawing: str) -> str:
-    caption = f"<figcaption>{title}<small>{explanation}</small></figcaption>"
-    return f'<figure class="card">{caption}{drawing}</figure>'
 
 
 def _table(rows: Sequence[Row], contenders: Sequence[Contender], samples: Samples) -> str:
@@ -295,7 +294,7 @@ def _table(rows: Sequence[Row], contenders: Sequence[Contender], samples: Sample
     for number, contender in enumerate(contenders):
         name = f'<tr><th scope="rowgroup" colspan="{len(titles)}">{_name(number, contender)}</th></tr>'
         lines = [
-            f"<tr>{''.join(f'<td>{_with_small_error(cell)}</td>' for cell in _cells(row))}</tr>"
+            f"<tr>{''.join(f'<td>{with_small_error(cell)}</td>' for cell in _cells(row))}</tr>"
             for row in rows
             if row.model == contender.name
         ]
@@ -310,11 +309,6 @@ def _cells(row: Row) -> Iterator[str]:
     yield with_error(judged.bits_per_byte, judged.bits_per_byte_standard_error, 2)
     yield with_error(row.entropy, row.entropy_standard_error, 2)
     yield f"{row.seconds:.2f}"
-
-
-def _with_small_error(cell: str) -> str:
-    value, mark, error = cell.partition(" ± ")
-    return f"{value} <small>± {error}</small>" if mark else cell
 
 
 def _samples(rows: Sequence[Row], contenders: Sequence[Contender]) -> Iterator[str]:

@@ -9,9 +9,9 @@ import torch
 import transformers
 
 import fewstep
-from fewstep.evaluation.comparison import Samples
 from fewstep.evaluation.judge import SMOLLM2
 from fewstep.evaluation.report import Contender, LiveRound
+from fewstep.evaluation.samples import Samples
 from fewstep.sampling.text_model import TextModel
 
 ROLES = ("teacher", "live-student", "shipped-student", "autoregressive")
@@ -74,12 +74,11 @@ def method(samples: Samples, judge: str, live_settings: Mapping[str, Any], minut
         live_settings: Settings in the manifest of the live student.
         minutes: What the whole demo took.
     """
-    judge_name = "SmolLM2-135M-Instruct, unpacked from 4-bit weights" if judge == SMOLLM2 else judge
     batches = len(samples.batch_seeds)
     live, rounds = live_settings, live_settings["rounds"]
     return {
-        "Judge": f"{judge_name}, in float32. It reads each decoded text after its own start token; every "
-        "token counts.",
+        "Judge": f"{judge_title(judge)}, in float32. It reads each decoded text after its own start token; "
+        "every token counts.",
         "Generative perplexity": "exp(nats of all texts / the judge's tokens of all texts); lower means "
         "that the judge finds the texts likelier. Bits per byte are the same nats over the texts' bytes.",
         "Unigram entropy": "Entropy in nats of each text's own tokens, averaged over texts. A text that "
@@ -94,10 +93,22 @@ def method(samples: Samples, judge: str, live_settings: Mapping[str, Any], minut
         f"{live['teacher']} at {rounds['base_steps']} steps, {rounds['teacher_steps']} of them to one, "
         f"{rounds['divergence']}, batch {live['loop']['batch_size']}, learning rate "
         f"{live['optimizer']['learning_rate']:g}, seed {live['loop']['seed']}.",
+        **surroundings(),
+        "Whole demo": f"{minutes:.1f} minutes",
+    }
+
+
+def judge_title(judge: str) -> str:
+    """Return what the judge `judge` is."""
+    return "SmolLM2-135M-Instruct, unpacked from 4-bit weights" if judge == SMOLLM2 else judge
+
+
+def surroundings() -> dict[str, str]:
+    """Return the versions and the hardware that numbers were made with."""
+    return {
         "Versions": f"fewstep {fewstep.__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}",
         "Hardware": f"{_processor()}, {torch.get_num_threads()} threads",
-        "Whole demo": f"{minutes:.1f} minutes",
     }
 
 

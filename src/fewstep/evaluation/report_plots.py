@@ -35,6 +35,8 @@ class Series:
     """Half the height of the band around the line."""
     level: bool = False
     """Draw the only value of `y` as a dashed line across the plot, instead of points."""
+    label: str = ""
+    """Written at the last point."""
 
     @property
     def color(self) -> str:
@@ -112,6 +114,11 @@ def _draw(axes: Axes, series: Series) -> None:
         axes.fill_between(series.x, low, high, color=series.color, alpha=0.15, linewidth=0)
     marker = MARKERS[series.number % len(MARKERS)]
     axes.plot(series.x, series.y, color=series.color, marker=marker, markersize=6, linewidth=2)
+    if series.label:
+        place = (series.x[-1], series.y[-1])
+        axes.annotate(
+            series.label, place, (6, 0), textcoords="offset points", va="center", color=series.color
+        )
 
 
 def _for_page(svg: str, name: str, series: Sequence[Series], label: str) -> str:

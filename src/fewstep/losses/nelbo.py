@@ -5,16 +5,17 @@ Source: Sahoo et al., 2024, equation 10.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep import seeds
 from fewstep.diffusion.masking import corrupt, low_discrepancy_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.losses.fused_head import head_cross_entropy
+from fewstep.losses.fused_head import LinearHead, head_cross_entropy
 
 
+@runtime_checkable
 class DenoiserNetwork(Protocol):
     """What losses, samplers and distillation ask of a denoiser."""
 
@@ -23,7 +24,7 @@ class DenoiserNetwork(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
-    def output_head(self) -> nn.Linear: ...
+    def output_head(self) -> LinearHead: ...
     def hidden(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor: ...
     def head(self, hidden_rows: Tensor) -> Tensor: ...
 
@@ -65,8 +66,8 @@ class NelboObjective:
         return {"clean": tokens_BL, "corrupted": corrupted_BL, "times": times_B}
 
     def normalizer(self, batch: dict[str, Tensor]) -> int:
-        """Return what the loss sum over `batch` is divided by: its tokens."""
-        return batch["clean"].numel()
+        """Return what the loss sum over `batch` is divided by: its tokens that are not given."""
+        return int((batch["clean"] >= 0).sum())
 
     def loss_sum(self, model: DenoiserNetwork, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss summed over a part of a prepared batch."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.masking import plain_ids
 from fewstep.losses.fused_head import head_cross_entropy
 from fewstep.models.language_model import AutoregressiveLM
 
@@ -16,9 +17,12 @@ def shifted_right(tokens_BL: Tensor, start_token_id: int) -> Tensor:
 
 
 def next_token_sum(model: AutoregressiveLM, tokens_BL: Tensor) -> Tensor:
-    """Return the negative log-likelihood of the batch, in nats; differentiable."""
-    rows_BLD = model.hidden(shifted_right(tokens_BL, model.start_token_id))
-    return head_cross_entropy(rows_BLD.flatten(0, 1), model.output_head, tokens_BL.flatten())
+    """Return the negative log-likelihood of the tokens that are not given, in nats; differentiable."""
+    rows_BLD = model.hidden(shifted_right(plain_ids(tokens_BL), model.start_token_id))
+    learned_BL = tokens_BL >= 0
+    if learned_BL.all():  # spares a copy of all rows
+        return head_cross_entropy(rows_BLD.flatten(0, 1), model.output_head, tokens_BL.flatten())
+    return head_cross_entropy(rows_BLD[learned_BL], model.output_head, tokens_BL[learned_BL])
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class NextTokenObjective:
         return {"clean": tokens_BL}
 
     def normalizer(self, batch: dict[str, Tensor]) -> int:
-        """Return what the loss sum over `batch` is divided by: its tokens."""
-        return batch["clean"].numel()
+        """Return what the loss sum over `batch` is divided by: its tokens that are not given."""
+        return int((batch["clean"] >= 0).sum())
 
     def loss_sum(self, model: AutoregressiveLM, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss summed over a part of a prepared batch."""

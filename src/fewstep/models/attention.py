@@ -55,12 +55,22 @@ def rotate(heads: Tensor, rotary: Rotary) -> Tensor:
     return rotated
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, causal: bool = False, real_BL: Tensor | None = None
+) -> Tensor:
     """Scaled dot-product attention, (B, H, L, K) each; the only entry point to it.
 
-    With `causal`, the last query is at the last key, and each query sees no key behind its own.
+    With `causal`, the last query is at the last key, and each query sees no key behind its own. With
+    `real_BL`, false where a sequence is padded, no other query sees the padding.
     """
     num_queries, num_keys = queries.shape[-2], keys.shape[-2]
+    if real_BL is not None:
+        assert num_queries == num_keys, "padding is of whole sequences"
+        visible = real_BL[:, None, None, :].expand(-1, 1, num_queries, -1)
+        visible = visible.tril() if causal else visible
+        # Padding sees itself, since a query that sees nothing would be NaN and spoil what it is masked in.
+        visible = visible | torch.eye(num_keys, dtype=torch.bool, device=queries.device)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
     if not causal or num_queries == 1:
         return F.scaled_dot_product_attention(queries, keys, values)
     if num_queries == num_keys:
@@ -76,10 +86,12 @@ class SequenceAttention(NamedTuple):
     causal: bool
     cache: KVCache | None
     layer: int
+    real_BL: Tensor | None = None
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return what queries (B, L, H, K) read."""
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         if self.cache is not None:
             keys, values = self.cache.append(self.layer, keys, values)
-        return attention(queries.transpose(1, 2), keys, values, self.causal).transpose(1, 2)
+        queries = queries.transpose(1, 2)
+        return attention(queries, keys, values, self.causal, self.real_BL).transpose(1, 2)

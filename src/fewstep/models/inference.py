@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from fewstep.models.language_model import AutoregressiveLM, Denoiser
+from fewstep.models.adapters.hugging_face import HuggingFaceDenoiser
+from fewstep.models.language_model import LanguageModel
 from fewstep.models.transformer import Block
 
 
@@ -49,7 +50,7 @@ class Inference:
             return torch.bfloat16 if self.torch_device.startswith("cuda") else torch.float32
         return getattr(torch, self.precision)
 
-    def prepare(self, network: Denoiser | AutoregressiveLM) -> None:
+    def prepare(self, network: LanguageModel) -> None:
         """Make `network` ready, in place."""
         network.folded()  # in float32, before anything is rounded
         network.to(device=torch.device(self.torch_device), dtype=self.dtype)  # pyright: ignore
@@ -59,7 +60,7 @@ class Inference:
             compile_blocks(network, self.compile)
 
 
-def quantize_blocks(network: Denoiser | AutoregressiveLM) -> None:
+def quantize_blocks(network: LanguageModel) -> None:
     """Round the weights of the blocks' linear layers to 8 bits, a scale for each output, in place.
 
     Embedding and head keep their precision: they decide which token is drawn.
@@ -67,11 +68,21 @@ def quantize_blocks(network: Denoiser | AutoregressiveLM) -> None:
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports each CUDA kernel it lacks
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    quantize_(network.backbone.blocks, Int8WeightOnlyConfig())
+    is_ours = not isinstance(network, HuggingFaceDenoiser)
+    quantize_(network.backbone.blocks if is_ours else network.network.base_model, Int8WeightOnlyConfig())
 
 
-def compile_blocks(network: Denoiser | AutoregressiveLM, mode: str) -> None:
-    """Compile what a block does before and after attention, for any number of rows, in place."""
+def compile_blocks(network: LanguageModel, mode: str) -> None:
+    """Compile what a block does before and after attention, for any number of rows, in place.
+
+    Raises:
+        ValueError: if the blocks are not fewstep's own.
+    """
+    if isinstance(network, HuggingFaceDenoiser):
+        raise ValueError(
+            f"compile is {mode!r}, and the blocks of a {type(network.network).__name__} stay as they are; "
+            "leave it out"
+        )
     for block in network.backbone.blocks:
         assert isinstance(block, Block)
         block.project = torch.compile(block.project, dynamic=True, mode=mode)

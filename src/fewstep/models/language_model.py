@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
 
+from fewstep.models.adapters.hugging_face import HuggingFaceDenoiser
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig, TransformerConfig
 from fewstep.models.folding import fold
 from fewstep.models.kv_cache import KVCache
@@ -52,6 +53,10 @@ class _LanguageModel(PreTrainedModel):
         """The context length the model was trained on."""
         return self.config.max_position_embeddings
 
+    @max_length.setter
+    def max_length(self, length: int) -> None:
+        self.config.max_position_embeddings = length
+
     @property
     def output_head(self) -> nn.Linear:
         """The linear map from hidden rows to logits over the V real tokens."""
@@ -68,6 +73,17 @@ class _LanguageModel(PreTrainedModel):
         """
         fold(self.backbone)
         return self.eval()
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Let the backward pass recompute each block, or not."""
+        self.backbone.activation_checkpointing = wanted
+
+
+def real_tokens(attention_mask: Tensor | None) -> Tensor | None:
+    """Return where tokens are not padding, (B, L) bool; None if none is, which needs no mask."""
+    if attention_mask is None or attention_mask.all():
+        return None
+    return attention_mask.bool()
 
 
 class Denoiser(_LanguageModel):
@@ -113,9 +129,18 @@ class Denoiser(_LanguageModel):
             device=self.device,
         )
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> MaskedLMOutput:
-        """Return logits (B, L, V), and the mean cross-entropy where `labels` is not -100."""
-        logits = self.head(self.hidden(input_ids))
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput:
+        """Return logits (B, L, V), and the mean cross-entropy where `labels` is not -100.
+
+        `attention_mask` (B, L) is 0 where a sequence is padded, which changes nothing for the rest of it.
+        """
+        logits = self.head(self.backbone(input_ids, real_BL=real_tokens(attention_mask)))
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits)
 
@@ -153,13 +178,26 @@ class AutoregressiveLM(_LanguageModel):
         """Return the hidden rows (B, L, D) of tokens (B, L) that follow those in `cache`."""
         return self.backbone(tokens, cache)
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> CausalLMOutput:
-        """Return logits (B, L, V); row i predicts token i + 1, to which `labels` are aligned here."""
-        logits = self.head(self.hidden(input_ids))
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        """Return logits (B, L, V); row i predicts token i + 1, to which `labels` are aligned here.
+
+        `attention_mask` (B, L) is 0 where a sequence is padded, which changes nothing for the rest of it.
+        """
+        logits = self.head(self.backbone(input_ids, real_BL=real_tokens(attention_mask)))
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
+
+
+LanguageModel = Denoiser | HuggingFaceDenoiser | AutoregressiveLM
+"""What a checkpoint holds."""
 
 
 def denoiser_from_autoregressive(model: AutoregressiveLM) -> Denoiser:

@@ -120,7 +120,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `project` does, but queries of the `asked` rows alone, (N, H, K)."""
         weights, bias = self.attn_qkv.weight, self.attn_qkv.bias
-        if type(weights) is not nn.Parameter:  # quantized, and so all of one piece
+        # Quantized or with an adapter, the layer is all of one piece.
+        if type(weights) is not nn.Parameter or type(self.attn_qkv) is not nn.Linear:
             queries, keys, values = self.project(stream, rotary, modulation)
             return queries[asked], keys, values
         normed = self.norm1(stream, modulation)
@@ -218,14 +219,19 @@ class Transformer(nn.Module):
         """Return the constant adaLN condition; None once folded."""
         return None if self.sigma_map is None else self.sigma_map()
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, real_BL: Tensor | None = None) -> Tensor:
         """Return the hidden rows (B, L, D) of `tokens` (B, L), ready for `output_layer.linear`.
 
-        With a `cache`, the tokens follow those that it holds, and are added to it.
+        With a `cache`, the tokens follow those that it holds, and are added to it. With `real_BL`, false
+        where a sequence is padded, each sequence has the rows that it has alone: positions count from its
+        first real token, and padding is not seen. The rows of padding mean nothing.
         """
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        attends = [SequenceAttention(self.causal, cache, layer) for layer in range(len(self.blocks))]
+        if real_BL is not None:
+            assert cache is None, "padded sequences have no cache"
+            positions = (real_BL.cumsum(1) - 1).clamp_min(0)
+        attends = [SequenceAttention(self.causal, cache, layer, real_BL) for layer in range(len(self.blocks))]
         hidden = self.run(self.vocab_embed(tokens), positions, attends)
         if cache is not None:
             cache.length += tokens.shape[1]

@@ -19,11 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fewstep import seeds
+from fewstep.data.chat import questions
 from fewstep.data.tokenizer import load_tokenizer, vocab_size
 from fewstep.diffusion.schedule import SCHEDULES
-from fewstep.models.checkpoint import load_model, read_manifest, resolve
+from fewstep.losses.nelbo import DenoiserNetwork
+from fewstep.models.adapters.published import Averaging
+from fewstep.models.checkpoint import load_model, read_manifest
 from fewstep.models.inference import Inference
-from fewstep.models.language_model import AutoregressiveLM, Denoiser
+from fewstep.models.language_model import LanguageModel
 from fewstep.sampling.autoregressive import continue_in_steps
 from fewstep.sampling.blocks import unmask_in_blocks
 from fewstep.sampling.constraints import as_list, canvases, paired_constraints
@@ -74,7 +77,7 @@ class TextModel:
 
     def __init__(
         self,
-        network: Denoiser | AutoregressiveLM,
+        network: LanguageModel,
         tokenizer: PreTrainedTokenizerBase,
         manifest: dict[str, Any] | None = None,
     ) -> None:
@@ -91,7 +94,7 @@ class TextModel:
     @property
     def is_denoiser(self) -> bool:
         """Whether the model unmasks; otherwise it writes from left to right."""
-        return isinstance(self.network, Denoiser)
+        return isinstance(self.network, DenoiserNetwork)
 
     @property
     def default_steps(self) -> int:
@@ -110,11 +113,13 @@ class TextModel:
         sampler: SamplerName | None = None,
         cache_refresh: int = 1,
         block_length: int | None = None,
+        chat: bool = False,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
         batch_size: int = 16,
+        rows: Sequence[int] | None = None,
     ) -> Generation:
         """Write texts and return them.
 
@@ -130,27 +135,31 @@ class TextModel:
                 passes between compute only the positions that unmask and those that just did, which is
                 cheaper and approximate; 0 makes one full pass only.
             block_length: Tokens written at once beyond the context, for texts longer than it.
+            chat: Write each prompt as a user's message, by the tokenizer's chat template.
             temperature, top_k, top_p: See `Sharpening`.
             seed: Text i depends on the seed and on i, not on the batch it is made in.
             batch_size: Texts made at once.
+            rows: Numbers i of the texts to write, where not all are wanted here.
 
         Raises:
             ValueError: if a setting is out of range, or has no meaning for this kind of model.
         """
-        starts = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
-        batches = list(equal_length_batches(starts, batch_size))
-        tokens: list[list[int]] = [[] for _ in starts]
+        starts = self._canvases(num_samples, prompt, suffix, infill, length, block_length, chat)
+        wanted = range(len(starts)) if rows is None else rows
+        batches = list(equal_length_batches([starts[row] for row in wanted], batch_size))
+        tokens: list[list[int]] = [[] for _ in wanted]
         num_forwards = positions_computed = 0
         sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
         unmasking = _Unmasking(num_steps, sampler, cache_refresh, block_length)
-        for rows in batches:
-            batch = [starts[row] for row in rows]
-            *_, last = self._steps(batch, rows, unmasking, sharpening, seed)
+        for places in batches:
+            numbers = [wanted[place] for place in places]
+            batch = [starts[number] for number in numbers]
+            *_, last = self._steps(batch, numbers, unmasking, sharpening, seed)
             num_forwards = max(num_forwards, last.num_forwards)
             positions_computed += last.positions_computed
-            for row, ids in zip(rows, last.tokens_BL.tolist(), strict=True):
-                tokens[row] = ids
-        full_passes = positions_computed / sum(map(len, starts))
+            for place, ids in zip(places, last.tokens_BL.tolist(), strict=True):
+                tokens[place] = ids
+        full_passes = positions_computed / max(sum(map(len, tokens)), 1)
         return Generation([self.decode(ids) for ids in tokens], tokens, num_forwards, full_passes)
 
     def stream(
@@ -165,6 +174,7 @@ class TextModel:
         sampler: SamplerName | None = None,
         cache_refresh: int = 1,
         block_length: int | None = None,
+        chat: bool = False,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -175,7 +185,7 @@ class TextModel:
         All texts are one batch, so infilled texts must be equally long. Arguments are those of
         `generate`.
         """
-        starts = self._canvases(num_samples, prompt, suffix, infill, length, block_length)
+        starts = self._canvases(num_samples, prompt, suffix, infill, length, block_length, chat)
         if len({len(start) for start in starts}) > 1:
             raise ValueError("the texts to infill differ in length; stream them one at a time")
         sharpening = Sharpening(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -208,6 +218,7 @@ class TextModel:
         infill: str | Sequence[str],
         length: int | None,
         block_length: int | None,
+        chat: bool,
     ) -> list[Tensor]:
         if not self.is_denoiser and (any(as_list(suffix)) or any(as_list(infill))):
             raise ValueError("an autoregressive model continues a prompt; suffix and infill need a denoiser")
@@ -215,6 +226,7 @@ class TextModel:
         if block_length is not None:
             self._check_blocks(block_length, length)
             longest = max(longest, length or 0)
+        prompt = questions(self.tokenizer, prompt) if chat else prompt
         constraints = paired_constraints(prompt, suffix, infill)
         return canvases(constraints, self.tokenizer, num_samples, length, longest)
 
@@ -242,7 +254,7 @@ class TextModel:
             raise ValueError(f"seed is {seed}; it must be 0 or more")
         generators = [seeds.generator(seed, row) for row in rows]  # on the CPU: one text on every device
         tokens_BL = torch.stack(canvases).to(self.network.device)
-        if isinstance(self.network, Denoiser):
+        if isinstance(self.network, DenoiserNetwork):
             return self._unmask(self.network, tokens_BL, unmasking, sharpening, generators)
         if unmasking != _Unmasking():
             raise ValueError(
@@ -260,7 +272,7 @@ class TextModel:
 
     def _unmask(
         self,
-        denoiser: Denoiser,
+        denoiser: DenoiserNetwork,
         tokens_BL: Tensor,
         unmasking: "_Unmasking",
         sharpening: Sharpening,
@@ -309,6 +321,8 @@ def load(
     name_or_path: str | Path,
     *,
     revision: str | None = None,
+    weights: Averaging | None = None,
+    tokenizer: str | Path | None = None,
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     int8: bool = False,
@@ -316,15 +330,21 @@ def load(
 ) -> TextModel:
     """Return a model ready to generate: a shipped one by name, a directory, or a hub repository.
 
+    Published MDLM and SDTT checkpoints and their Lightning files are read as they are.
+
     Args:
-        revision: Branch, tag or commit of a hub repository.
+        revision: Branch, tag or commit of a hub repository; `name@revision` says the same.
+        weights: Of a Lightning checkpoint, the weights as trained ("raw") or their average ("ema").
+        tokenizer: A directory or hub repository with the tokenizer; by default the one saved with the
+            model, or the one that its configuration names.
         device, precision, int8, compile: See `Inference`.
 
     Raises:
         ValueError: if there is none, it is damaged, or its tokenizer is of another vocabulary.
     """
     inference = Inference(device=device, precision=precision, int8=int8, compile=compile)
-    network = load_model(name_or_path, revision=revision)
-    tokenizer = load_tokenizer(resolve(name_or_path))
+    network = load_model(name_or_path, revision=revision, weights=weights)
+    source, tag = (name_or_path, revision) if tokenizer is None else (tokenizer, None)
+    text_tokenizer = load_tokenizer(source, revision=tag)
     inference.prepare(network)
-    return TextModel(network, tokenizer, read_manifest(name_or_path))
+    return TextModel(network, text_tokenizer, read_manifest(name_or_path, revision=revision))

@@ -6,7 +6,7 @@ micro-batches, so the same seed gives the same training however many of either t
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fewstep.data.loader import TokenLoader
-from fewstep.models.language_model import AutoregressiveLM, Denoiser
+from fewstep.data.loader import Loader
+from fewstep.models.language_model import LanguageModel
 from fewstep.training.metrics import MetricsRecord, ProgressBar
 from fewstep.training.optimizer import ExponentialMovingAverage, OptimizerConfig
+from fewstep.training.processes import (
+    check_launcher,
+    check_same,
+    losses_of_processes,
+    several_without_gpu,
+)
 from fewstep.training.run_state import Place, save_state
+from fewstep.training.sharding import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,9 @@ class LoopConfig:
     """Sequences of one forward and backward pass of one process; 0 for all of its share."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's matrix products; weights and losses are float32."""
+    sharding: Literal["none", "full"] = "none"
+    """Whether each of several processes holds all weights, gradients, moments and averages ("none":
+    DDP), or its part of them, and of the teacher's ("full": FSDP2)."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: far less memory, about a third more time."""
     ema_decay: float = 0.9999
@@ -61,19 +71,29 @@ class LoopConfig:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"loop.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
-    def accelerator(self, run_directory: Path) -> Accelerator:
-        """Return the Accelerator of a run, its trackers started."""
+    def accelerator(self, run_directory: Path, settings: Mapping[str, Any] = {}) -> Accelerator:
+        """Return the Accelerator of a run, which joins the processes; nothing is written yet.
+
+        Raises:
+            ValueError: if `settings` differ between processes, or do not suit their number or launcher.
+        """
+        check_launcher(self.precision)
         accelerator = Accelerator(
+            cpu=several_without_gpu(),
             mixed_precision="no",  # `update` casts: Accelerate allows one precision in a process
             log_with=None if self.tracker == "none" else self.tracker,
             project_dir=run_directory,
         )
-        if self.tracker != "none":
-            accelerator.init_trackers("fewstep")
+        check_same(settings)
         if self.batch_size % accelerator.num_processes:
             raise ValueError(
                 f"loop.batch_size {self.batch_size} is no multiple of the {accelerator.num_processes} "
                 "processes; choose one that is"
+            )
+        if self.sharding == "full" and accelerator.num_processes == 1:
+            raise ValueError(
+                "loop.sharding is full and there is one process; start several with accelerate launch or "
+                "torchrun, or set it to none"
             )
         return accelerator
 
@@ -107,12 +127,12 @@ class TrainingLoop:
     """
 
     accelerator: Accelerator
-    model: Denoiser | AutoregressiveLM
+    model: LanguageModel
     average: ExponentialMovingAverage
     optimizer: torch.optim.Optimizer
     optimizer_config: OptimizerConfig
     config: LoopConfig
-    loader: TokenLoader
+    loader: Loader
     metrics: MetricsRecord
     run_directory: Path
     validate: Callable[[], dict[str, float]]
@@ -124,9 +144,18 @@ class TrainingLoop:
         Raises:
             ValueError: if the loss is no longer finite; the last saved state remains.
         """
+        with losses_of_processes(self.accelerator.num_processes):
+            self._run(self.wrapped(objective), objective, place, name)
+
+    def wrapped(self, objective: Objective) -> nn.Module:
+        """Return the loss as a module, its gradients averaged over processes in the backward pass."""
+        module = _LossModule(self.model, objective)
+        if self.config.sharding == "none":  # otherwise the model's own hooks do that
+            module = self.accelerator.prepare(module)
+        return module.train()
+
+    def _run(self, module: nn.Module, objective: Objective, place: Place, name: str) -> None:
         config = self.config
-        module = self.accelerator.prepare(_LossModule(self.model, objective))
-        module.train()
         interval = _Interval()
         first_batch = place.round_index * config.training_steps
         with ProgressBar(
@@ -202,13 +231,11 @@ class TrainingLoop:
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.optimizer_config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return cast(Tensor, accelerator.reduce(total)), cast(Tensor, norm)
+        return cast(Tensor, accelerator.reduce(total)), whole_number(cast(Tensor, norm))
 
     def save(self, place: Place) -> None:
         """Save the state of the run at `place`."""
-        if self.accelerator.is_main_process:
-            save_state(self.run_directory, place, self.model, self.average, self.optimizer)
-        self.accelerator.wait_for_everyone()
+        save_state(self.run_directory, place, self.model, self.average, self.optimizer)
 
 
 class _Interval:

@@ -41,7 +41,7 @@ class OptimizerConfig:
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """Return the optimizer for the parameters of `model`; fused, it makes no copies of them."""
         decayed, plain = [], []
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained(model).items():
             is_matrix = parameter.ndim > 1 and "embed" not in name
             (decayed if is_matrix else plain).append(parameter)
         groups = [
@@ -49,6 +49,24 @@ class OptimizerConfig:
             {"params": plain, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), fused=True)
+
+
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer that has made no update allocate its moments; the weights stay as they are."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in (one for one in group["params"] if one.requires_grad):
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of `model` that a run trains, averages and saves, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class ExponentialMovingAverage:
@@ -60,11 +78,11 @@ class ExponentialMovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.average = {name: p.detach().clone().float() for name, p in model.named_parameters()}
+        self.average = {name: p.detach().clone().float() for name, p in trained(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int) -> None:
         """Move the average towards the weights of `model` after update number `num_updates`."""
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        weights = [parameter.float() for parameter in model.parameters()]
+        weights = [parameter.float() for parameter in trained(model).values()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)

@@ -7,15 +7,21 @@ from typing import Literal
 from fewstep import seeds
 from fewstep.data.tokenizer import load_tokenizer, vocab_size
 from fewstep.diffusion.schedule import SCHEDULES, ScheduleName
-from fewstep.losses.nelbo import NelboObjective
+from fewstep.losses.nelbo import DenoiserNetwork, NelboObjective
 from fewstep.losses.next_token import NextTokenObjective
 from fewstep.models.checkpoint import load_model, resolve, save_checkpoint
 from fewstep.models.config import SHAPES, AutoregressiveConfig, DenoiserConfig, ShapeName
-from fewstep.models.language_model import AutoregressiveLM, Denoiser, denoiser_from_autoregressive
+from fewstep.models.language_model import (
+    AutoregressiveLM,
+    Denoiser,
+    LanguageModel,
+    denoiser_from_autoregressive,
+)
 from fewstep.training.loop import LoopConfig
 from fewstep.training.optimizer import OptimizerConfig
 from fewstep.training.run import DataConfig, place_of_run, training_loop, validation
 from fewstep.training.settings import save_settings
+from fewstep.training.sharding import whole
 
 FINAL_MODEL = "model"
 
@@ -59,12 +65,14 @@ def train(
         "data": asdict(data), "optimizer": asdict(optimizer), "loop": asdict(loop),
     }  # fmt: skip
     run_directory = Path(output)
+    accelerator = loop.accelerator(run_directory, {"output": output, "tokenizer": tokenizer, **settings})
     text_tokenizer = load_tokenizer(resolve(tokenizer))
     place = place_of_run(run_directory, settings, text_tokenizer)
     model = initial_model(kind, init_from, shape, data.context_length, vocab_size(text_tokenizer), loop.seed)
-    corpus = data.tokenize(text_tokenizer)
+    corpus = data.tokenize(text_tokenizer, learn_fill=kind == "diffusion")
     held_out = data.held_out(corpus)
     training = training_loop(
+        accelerator=accelerator,
         run_directory=run_directory,
         place=place,
         model=model,
@@ -74,9 +82,9 @@ def train(
         loop=loop,
         validate=lambda average: validation(model, average, held_out, SCHEDULES[schedule]),
     )
-    if training.accelerator.is_main_process:
+    if accelerator.is_main_process:
         save_settings(run_directory, {"output": output, "tokenizer": tokenizer, **settings})
-    if isinstance(model, Denoiser):
+    if isinstance(model, DenoiserNetwork):
         training.run(
             NelboObjective(mask_token_id=model.mask_token_id, schedule=SCHEDULES[schedule], seed=loop.seed),
             place,
@@ -84,27 +92,23 @@ def train(
         )
     else:
         training.run(NextTokenObjective(), place, kind)
-    if training.accelerator.is_main_process:
-        manifest = {
-            "kind": kind,
-            "schedule": schedule,
-            "settings": settings,
-            "tokens_seen": loop.training_steps * loop.batch_size * data.context_length,
-            **training.validate(),
-        }
-        save_checkpoint(
-            run_directory / FINAL_MODEL,
-            model,
-            text_tokenizer,
-            manifest,
-            state_dict=training.average.average,
-        )
+    manifest = {
+        "kind": kind,
+        "schedule": schedule,
+        "settings": settings,
+        "tokens_seen": loop.training_steps * loop.batch_size * data.context_length,
+        **training.validate(),
+    }
+    weights = whole(training.average.average, wanted=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        save_checkpoint(run_directory / FINAL_MODEL, model, text_tokenizer, manifest, state_dict=weights)
+    accelerator.wait_for_everyone()
     return run_directory / FINAL_MODEL
 
 
 def initial_model(
     kind: str, init_from: str | None, shape: str | None, context_length: int, num_tokens: int, seed: int
-) -> Denoiser | AutoregressiveLM:
+) -> LanguageModel:
     """Return the network to train: fresh, or with the weights of `init_from`.
 
     Raises:
@@ -122,7 +126,7 @@ def initial_model(
         model.backbone.initialize(seeds.generator(seed))
         return model
     model = load_model(init_from)
-    model.config.max_position_embeddings = context_length
+    model.max_length = context_length
     if model.vocab_size != num_tokens:
         raise ValueError(
             f"{init_from} was trained with {model.vocab_size} tokens and the tokenizer has {num_tokens}; "
@@ -130,6 +134,6 @@ def initial_model(
         )
     if kind == "diffusion" and isinstance(model, AutoregressiveLM):
         return denoiser_from_autoregressive(model)
-    if kind == "autoregressive" and isinstance(model, Denoiser):
+    if kind == "autoregressive" and isinstance(model, DenoiserNetwork):
         raise ValueError(f"{init_from} is a denoiser; an autoregressive model cannot start from one")
     return model
