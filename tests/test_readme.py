@@ -1,63 +1,31 @@
 """The README's commands and Python, and every recipe, run as a user would run them, only shorter."""
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fewstep.cli.main import COMMANDS, command_function
 from fewstep.cli.settings import parse
+from tests.snippets import SHORT, blocks, fewstep_commands, run, run_python, run_shortened
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-SHORT = [
-    "--loop.training_steps=1",
-    "--loop.batch_size=2",
-    "--data.context_length=16",
-    "--data.validation_contexts=2",
-    "--loop.progress=false",
-]
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def fewstep_commands() -> list[list[str]]:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [line[1:] for line in lines if line[:1] == ["fewstep"]]
-
-
-def run(arguments: list[str], directory: Path) -> str:
-    command = [sys.executable, "-m", "fewstep", *arguments]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_readme_python(tmp_path: Path) -> None:
-    (snippet,) = blocks("python")
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "The state of the Union is" in done.stdout
-    assert done.stdout.count("My fellow citizens,") >= 2
+    (snippet,) = blocks(README, "python")
+    printed = run_python(snippet, tmp_path)
+    assert "The state of the Union is" in printed
+    assert printed.count("My fellow citizens,") >= 2
 
 
 def test_readme_commands(tmp_path: Path) -> None:
     """In order, as they build on each other: the distillation needs the teacher trained before it."""
-    (tmp_path / "my_text.txt").write_text("We hold these truths to be self-evident. " * 40, encoding="utf-8")
-    commands = fewstep_commands()
+    commands = fewstep_commands(README)
     assert {command[0] for command in commands} == set(COMMANDS) - {"demo"} | {"bench"}
-    for command in commands:
-        shorter = SHORT if command[0] in ("train", "distill") and "--help" not in command else []
-        run([*command, *shorter], tmp_path)
+    run_shortened(commands, tmp_path)
     assert (tmp_path / "runs" / "student" / "round_2" / "model.safetensors").exists()
 
 
