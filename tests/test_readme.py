@@ -40,9 +40,17 @@ def test_recipe_is_valid(recipe: Path) -> None:
 
 
 def test_recipes_of_the_shipped_models_run_one_after_another(tmp_path: Path) -> None:
-    for name in ("sotu_start", "sotu_teacher", "sotu_autoregressive", "sotu_student"):
+    in_order = (
+        "sotu_start",
+        "sotu_teacher",
+        "sotu_teacher_longer",
+        "sotu_autoregressive",
+        "sotu_autoregressive_longer",
+        "sotu_student",
+    )
+    for name in in_order:
         recipe = ROOT / "recipes" / f"{name}.yaml"
         command = "distill" if name == "sotu_student" else "train"
         run([command, "--config", str(recipe), *SHORT], tmp_path)
-    assert (tmp_path / "runs" / "sotu_autoregressive" / "model" / "manifest.json").exists()
+    assert (tmp_path / "runs" / "sotu_autoregressive_longer" / "model" / "manifest.json").exists()
     assert (tmp_path / "runs" / "sotu_student" / "round_0" / "manifest.json").exists()

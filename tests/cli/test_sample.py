@@ -77,6 +77,7 @@ def test_output_holds_texts_and_settings(student: str, tmp_path: Path) -> None:
     assert records[0] == {
         "model": student,
         "prompt": "We hold",
+        "chat": False,
         "suffix": "",
         "infill": "",
         "length": None,
