@@ -27,9 +27,9 @@ def test_card_of_a_student_names_teacher_rounds_steps_and_metrics() -> None:
     }
     perplexity = manifest["validation_perplexity"]
     for row in (
-        "| teacher | runs/sotu_teacher/model |",
+        "| teacher | runs/sotu_teacher_longer/model |",
         f"| teacher's weights | {manifest['teacher']} |",
-        "| rounds done | 1 |",
+        "| rounds done | 3 |",
         "| steps | 8 |",
         "| divergence | reverse_kl |",
         "| vocab size | 4096 |",
