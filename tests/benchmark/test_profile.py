@@ -16,13 +16,7 @@ def test_other_work_is_named() -> None:
     found = time_outside_matrix_products(lambda: MATRIX.cumsum(1).tanh())
     assert found["share_outside_matrix_products"] == 1
     assert next(iter(found["largest_others"])) in ("aten::cumsum", "aten::tanh")
-    assert sum(found["largest_others"].values()) == pytest.approx(1, abs=0.05)
-
-
-def test_the_copy_of_a_bias_belongs_to_its_product() -> None:
-    found = time_outside_matrix_products(lambda: torch.addmm(MATRIX[0], MATRIX, MATRIX))
-    assert "aten::copy_" not in found["largest_others"]
-    assert found["share_outside_matrix_products"] < 0.05
+    assert sum(found["largest_others"].values()) == pytest.approx(1)
 
 
 def test_attention_and_linear_layers_are_matrix_products() -> None:

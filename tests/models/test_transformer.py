@@ -34,6 +34,12 @@ def test_forward_is_the_published_formula(kind: str, request: pytest.FixtureRequ
         torch.testing.assert_close(row.double(), expected, rtol=1e-4, atol=2e-4)
 
 
+def test_a_pass_with_gradients_is_a_pass_without(tiny_denoiser: Denoiser) -> None:
+    """Without gradients the activation works in place; it must be the same one, and leave inputs alone."""
+    inputs = tokens(9)
+    assert torch.equal(tiny_denoiser.head(tiny_denoiser.hidden(inputs)), logits(tiny_denoiser, inputs))
+
+
 def test_every_parameter_takes_part(tiny_denoiser: Denoiser) -> None:
     """A modulation that is computed and not applied would leave a gradient of zero."""
     tiny_denoiser(tokens(9)).logits.square().mean().backward()

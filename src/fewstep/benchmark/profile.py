@@ -1,6 +1,5 @@
 """Where the time of a step goes: the network's matrix products, and everything else."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +14,11 @@ LARGEST = 8
 def time_outside_matrix_products(work: Callable[[], object]) -> dict[str, Any]:
     """Return the share of `work`'s processor time outside matrix products, and what it is spent on.
 
-    Attention counts as a matrix product, its softmax included, and so does what a product calls: the
-    copy of its bias into the result.
+    Attention counts as a matrix product, its softmax included.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         work()
-    micros: Counter[str] = Counter()
-    for event in profiled.events() or []:
-        micros[operation_of(event)] += event.self_cpu_time_total
+    micros = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
     total = sum(micros.values())
     others = {name: time for name, time in micros.items() if not is_matrix_product(name)}
     largest = sorted(others, key=lambda name: others[name], reverse=True)[:LARGEST]
@@ -30,14 +26,6 @@ def time_outside_matrix_products(work: Callable[[], object]) -> dict[str, Any]:
         "share_outside_matrix_products": sum(others.values()) / total,
         "largest_others": {name: others[name] / total for name in largest},
     }
-
-
-def operation_of(event: Any) -> str:
-    """Return the name of the matrix product that an operation is part of, or else its own."""
-    caller = event
-    while caller is not None and not is_matrix_product(caller.name):
-        caller = caller.cpu_parent
-    return (caller or event).name
 
 
 def is_matrix_product(name: str) -> bool:

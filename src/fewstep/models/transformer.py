@@ -143,7 +143,8 @@ class Block(nn.Module):
         """Return the MLP's output; without gradients its activation takes no memory of its own."""
         if torch.is_grad_enabled():
             return self.mlp(inputs)
-        return self.mlp[2](torch.ops.aten.gelu_(self.mlp[0](inputs), approximate="tanh"))
+        expand, activation, contract = self.mlp
+        return contract(torch.ops.aten.gelu_(expand(inputs), approximate=activation.approximate))
 
 
 def add_gated(stream: Tensor, update: Tensor, modulation: Modulation | None) -> Tensor:
