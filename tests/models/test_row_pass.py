@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.models.language_model import Denoiser
 from fewstep.models.row_pass import ChosenRows, DenoiserCache
@@ -27,19 +28,25 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def rows_seen(model: Denoiser, call: Callable[[], object]) -> list[tuple[int, ...]]:
-    """Return how many rows each linear layer of the last block is given while `call` runs."""
-    block = model.backbone.blocks[-1]
-    seen: list[tuple[int, ...]] = []
-    layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape[:-1])))
-        for layer in layers
-    ]
-    call()
-    for hook in hooks:
-        hook.remove()
-    return seen
+class RowsOfProducts(TorchDispatchMode):
+    """Notes how many rows each matrix product has, attention's apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            self.rows.append(result.shape[0])
+        return result
+
+
+def rows_seen(call: Callable[[], object]) -> list[int]:
+    """Return the rows of each matrix product that `call` makes."""
+    with RowsOfProducts() as products:
+        call()
+    return products.rows
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -70,13 +77,15 @@ def test_the_last_block_works_for_asked_rows_alone(tiny_denoiser: Denoiser) -> N
     asked[2] = False
     num_asked = int(asked.sum())
     with torch.no_grad():
-        seen = rows_seen(tiny_denoiser, lambda: tiny_denoiser.hidden(tokens, asked))
-    assert seen == [(num_asked,)] * 3, "attention output and both MLP layers; queries are sliced"
+        seen = rows_seen(lambda: tiny_denoiser.hidden(tokens, asked))
+    queries, others, *after_attention = seen[-5:]
+    assert others == 2 * LENGTH, "keys and values of the sequences that ask"
+    assert [queries, *after_attention] == [num_asked] * 4, "attention's output and both MLP layers as well"
 
 
 def test_nothing_asked_costs_nothing(tiny_denoiser: Denoiser) -> None:
     tokens, asked = batch()
-    seen = rows_seen(tiny_denoiser, lambda: tiny_denoiser.hidden(tokens, asked & False))
+    seen = rows_seen(lambda: tiny_denoiser.hidden(tokens, asked & False))
     assert seen == []
     assert tiny_denoiser.hidden(tokens, asked & False).shape == (0, 16)
 

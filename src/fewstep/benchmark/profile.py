@@ -5,7 +5,14 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-MATRIX_PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "scaled_dot_product")
+MATRIX_PRODUCTS = (
+    "aten::addmm",
+    "aten::addmm_",
+    "aten::mm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "scaled_dot_product",
+)
 """Operations that are matrix products, by how their names begin or what they contain."""
 LARGEST = 8
 """How many of the other operations are named."""

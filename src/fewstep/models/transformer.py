@@ -11,7 +11,7 @@ Shape letters: B batch, L sequence length, D model width, H heads, K width of a 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -119,11 +119,10 @@ class Block(nn.Module):
         self, stream: Tensor, rotary: Rotary, modulation: Modulation | None, asked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `project` does, but queries of the `asked` rows alone, (N, H, K)."""
-        weights, bias = self.attn_qkv.weight, self.attn_qkv.bias
-        # Quantized or with an adapter, the layer is all of one piece.
-        if type(weights) is not nn.Parameter or type(self.attn_qkv) is not nn.Linear:
+        if not is_plain(self.attn_qkv):
             queries, keys, values = self.project(stream, rotary, modulation)
             return queries[asked], keys, values
+        weights, bias = self.attn_qkv.weight, self.attn_qkv.bias
         normed = self.norm1(stream, modulation)
         width = normed.shape[-1]
         of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
@@ -136,21 +135,30 @@ class Block(nn.Module):
         self, stream: Tensor, attended: Tensor, for_attention: Modulation | None, for_mlp: Modulation | None
     ) -> Tensor:
         """Return the stream after attention's output and the MLP."""
-        stream = add_gated(stream, self.attn_out(attended.flatten(-2)), for_attention)
-        return add_gated(stream, self.feed_forward(self.norm2(stream, for_mlp)), for_mlp)
-
-    def feed_forward(self, inputs: Tensor) -> Tensor:
-        """Return the MLP's output; without gradients its activation takes no memory of its own."""
-        if torch.is_grad_enabled():
-            return self.mlp(inputs)
         expand, activation, contract = self.mlp
-        return contract(torch.ops.aten.gelu_(expand(inputs), approximate=activation.approximate))
+        stream = add_linear(stream, self.attn_out, attended.flatten(-2), for_attention)
+        inner = expand(self.norm2(stream, for_mlp))
+        if torch.is_grad_enabled():
+            inner = activation(inner)
+        else:
+            torch.ops.aten.gelu_(inner, approximate=activation.approximate)
+        return add_linear(stream, contract, inner, for_mlp)
 
 
-def add_gated(stream: Tensor, update: Tensor, modulation: Modulation | None) -> Tensor:
-    if modulation is None or modulation.gate is None:
-        return stream + update
-    return torch.addcmul(stream, modulation.gate.to(stream), update)
+def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a linear layer is its weight and bias and no more: not quantized, without an adapter."""
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+
+
+def add_linear(stream: Tensor, linear: nn.Module, inputs: Tensor, modulation: Modulation | None) -> Tensor:
+    """Return the stream plus a layer's gated output, summed in the stream itself where it can be."""
+    if modulation is not None:
+        assert modulation.gate is not None
+        return torch.addcmul(stream, modulation.gate.to(stream), linear(inputs))
+    if torch.is_grad_enabled() or not is_plain(linear) or stream.dtype != inputs.dtype:
+        return stream + linear(inputs)
+    stream.flatten(0, -2).addmm_(inputs.flatten(0, -2), linear.weight.T)
+    return stream if linear.bias is None else stream.add_(linear.bias)
 
 
 class OutputLayer(nn.Module):
