@@ -20,11 +20,15 @@ from fewstep.training.optimizer import OptimizerConfig
 from fewstep.training.run import DataConfig
 from fewstep.training.train import train
 from tests.models.adapters.networks import network
+from tests.training.two_processes import exit_codes
+from tests.training.two_processes import start as start_processes
 
 LOOP = LoopConfig(
     training_steps=20, batch_size=8, log_every=5, validate_every=20, save_every=20, progress=False
 )
 ADAMW = OptimizerConfig(learning_rate=5e-3, warmup=4)
+SHARDED_KINDS = ("bert", "qwen2")
+"""Blocks that take a mask, and blocks whose logits are shifted and whose head is the embedding."""
 
 
 @pytest.fixture
@@ -115,6 +119,39 @@ def test_resumed_run_is_the_uninterrupted_one(
     resumed = run("parts")
     one, other = load_model(whole).state_dict(), load_model(resumed).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def shared_out(rank: int, root: Path, data: DataConfig, settings: dict[str, Any]) -> None:
+    """Train and distil every kind in one of two processes that hold half of the weights each."""
+    settings = {**settings, "loop": replace(settings["loop"], sharding="full")}
+    for kind in SHARDED_KINDS:
+        train_and_distil(root / kind, root / f"{kind}-start", data, settings)
+
+
+def train_and_distil(directory: Path, untrained: Path, data: DataConfig, settings: dict[str, Any]) -> None:
+    """Train `untrained` into `directory`/taught and distil the result into `directory`/distilled."""
+    settings = {"data": data, **settings}
+    teacher = train(
+        output=str(directory / "taught"), tokenizer=str(untrained), init_from=str(untrained), **settings
+    )
+    rounds = RoundsConfig(base_steps=4, num_rounds=1)
+    distill(output=str(directory / "distilled"), teacher=str(teacher), rounds=rounds, **settings)
+
+
+def test_weights_shared_out_over_two_processes_train_as_whole_ones(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, data: DataConfig
+) -> None:
+    loop = replace(LOOP, training_steps=3, batch_size=4, micro_batch_size=2, log_every=1, save_every=3)
+    settings = {"optimizer": ADAMW, "loop": replace(loop, validate_every=3)}
+    for kind in SHARDED_KINDS:
+        start(tmp_path / f"{kind}-start", kind, tokenizer)
+    assert exit_codes(start_processes(shared_out, tmp_path, data, settings)) == [0, 0]
+    for kind in SHARDED_KINDS:
+        train_and_distil(tmp_path / "alone" / kind, tmp_path / f"{kind}-start", data, settings)
+        for run in ("taught", "distilled"):
+            found, expected = (numbers(root / kind / run, "loss") for root in (tmp_path, tmp_path / "alone"))
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-7)
+            assert len(found) == 3
 
 
 def test_context_beyond_the_positions_is_refused(

@@ -121,16 +121,13 @@ class HuggingFaceDenoiser(nn.Module):
 
         Sequences in which no row is chosen cost nothing.
         """
-        if rows is None:
-            hidden_BLD = self.network(input_ids=tokens).logits
-            if self.shifted:
-                hidden_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
-            return hidden_BLD
-        if not rows.any():
-            width = self.output_head.weight.shape[1]
-            return self.output_head.weight.new_zeros(0, width)
-        asking = rows.any(1)
-        return self.hidden(tokens[asking])[rows[asking]]
+        if rows is not None and not rows.any():
+            return self.output_head.weight.new_zeros(0, self.output_head.weight.shape[1])
+        asking = slice(None) if rows is None else rows.any(1)
+        hidden_BLD = self.network(input_ids=tokens[asking]).logits
+        if self.shifted:
+            hidden_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+        return hidden_BLD if rows is None else hidden_BLD[rows[asking]]
 
     def folded(self) -> "HuggingFaceDenoiser":
         """Return self, ready for inference."""
