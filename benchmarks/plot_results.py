@@ -1,6 +1,6 @@
-"""Draw the plots of docs/results.md from the rows of an evaluation.
+"""Draw the plots of docs/results.md from the rows of one or several evaluations.
 
-    python benchmarks/plot_results.py benchmarks/in_small.json docs/images/in_small.png
+    python benchmarks/plot_results.py docs/images/in_small.png benchmarks/in_small.json
 
 Quality and diversity against steps, a line a round of distillation, and quality against seconds.
 """
@@ -64,8 +64,8 @@ def draw(panel: Axes, lines: dict[str, list[dict[str, Any]]], x: str, y: str) ->
     panel.grid(alpha=0.3)
 
 
-def main(source: Path, target: Path) -> None:
-    lines = lines_of(json.loads(source.read_text(encoding="utf-8"))["rows"])
+def main(target: Path, sources: list[Path]) -> None:
+    lines = lines_of([row for source in sources for row in json.loads(source.read_text())["rows"]])
     figure = Figure(figsize=(13, 4), layout="constrained")
     for panel, (x, y, x_label, y_label) in zip(figure.subplots(1, 3), PANELS, strict=True):
         draw(panel, lines, x, y)
@@ -78,4 +78,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(source) for source in sys.argv[2:]])

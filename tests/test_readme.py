@@ -46,11 +46,13 @@ def test_recipes_of_the_shipped_models_run_one_after_another(tmp_path: Path) -> 
         "sotu_teacher_longer",
         "sotu_autoregressive",
         "sotu_autoregressive_longer",
+        "sotu_in_small",
+        "sotu_more_rounds",
         "sotu_student",
     )
     for name in in_order:
         recipe = ROOT / "recipes" / f"{name}.yaml"
-        command = "distill" if name == "sotu_student" else "train"
+        command = recipe.read_text(encoding="utf-8").split()[2]  # of "# fewstep COMMAND --config ..."
         run([command, "--config", str(recipe), *SHORT], tmp_path)
     assert (tmp_path / "runs" / "sotu_autoregressive_longer" / "model" / "manifest.json").exists()
     assert (tmp_path / "runs" / "sotu_student" / "round_0" / "manifest.json").exists()

@@ -27,9 +27,9 @@ def test_card_of_a_student_names_teacher_rounds_steps_and_metrics() -> None:
     }
     perplexity = manifest["validation_perplexity"]
     for row in (
-        "| teacher | runs/sotu_teacher_longer/model |",
+        "| teacher | runs/sotu_more_rounds/round_1 |",
         f"| teacher's weights | {manifest['teacher']} |",
-        "| rounds done | 3 |",
+        "| rounds done | 1 |",
         "| steps | 8 |",
         "| divergence | reverse_kl |",
         "| vocab size | 4096 |",
