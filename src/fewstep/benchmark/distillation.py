@@ -163,6 +163,7 @@ def run_distill(settings: DistillSettings, progress: Progress) -> dict[str, Any]
     progress(f"{settings.shape}: drawing untrained weights")
     teacher = networks.new_denoiser(settings.shape, device, dtype=torch.float32).requires_grad_(False)
     student = copy.deepcopy(teacher).requires_grad_(True)
+    teacher.folded()  # as training does
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, fused=True)
     rows = []
     for length in settings.lengths:
