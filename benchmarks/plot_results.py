@@ -35,7 +35,9 @@ def lines_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def color_of(label: str, rounds: list[str]) -> Any:
     if label in rounds:
         return colormaps["viridis"](0.1 + 0.8 * rounds.index(label) / max(len(rounds) - 1, 1))
-    return "tab:red" if label.startswith("AR") else "black"
+    if label.startswith("AR"):
+        return "tab:red"
+    return "tab:orange" if "student" in label else "black"
 
 
 def draw(panel: Axes, lines: dict[str, list[dict[str, Any]]], x: str, y: str) -> None:

@@ -101,7 +101,8 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     color=color,
                     label=described(refresh),
                 )
-            panel.set_xscale("log")
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.set_xlabel("full passes" if against == "full_passes" else "seconds a batch")
             panel.set_ylabel("generative perplexity" if quality == "gen_ppl" else "unigram entropy (nats)")
             panel.set_title(model, fontsize=9)
