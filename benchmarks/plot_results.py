@@ -14,6 +14,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fewstep.evaluation.evaluation_report import lines_of
+
 PANELS = (
     ("steps", "gen_ppl", "steps", "generative perplexity"),
     ("steps", "entropy", "steps", "unigram entropy (nats)"),
@@ -21,27 +23,16 @@ PANELS = (
 )
 
 
-def lines_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each model by its label; an autoregressive one has a line for each top-p."""
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        label = Path(row["model"]).name.replace("_", " ")
-        if row["steps"] is None:
-            label = f"AR, top-p {row['top_p']:g}"
-        lines.setdefault(label, []).append(row)
-    return lines
-
-
 def color_of(label: str, rounds: list[str]) -> Any:
     if label in rounds:
         return colormaps["viridis"](0.1 + 0.8 * rounds.index(label) / max(len(rounds) - 1, 1))
-    if label.startswith("AR"):
+    if label.startswith("sotu-autoregressive"):
         return "tab:red"
     return "tab:orange" if "student" in label else "black"
 
 
 def draw(panel: Axes, lines: dict[str, list[dict[str, Any]]], x: str, y: str) -> None:
-    rounds = [label for label in lines if label.startswith("round")]
+    rounds = [label for label in lines if label.startswith("round_")]
     dashes = iter([(0, (1, 1)), (0, (4, 2)), (0, (6, 1, 1, 1))])
     for label, line in lines.items():
         color = color_of(label, rounds)

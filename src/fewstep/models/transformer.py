@@ -157,7 +157,7 @@ def add_linear(stream: Tensor, linear: nn.Module, inputs: Tensor, modulation: Mo
         return torch.addcmul(stream, modulation.gate.to(stream), linear(inputs))
     if torch.is_grad_enabled() or not is_plain(linear) or stream.dtype != inputs.dtype:
         return stream + linear(inputs)
-    stream.flatten(0, -2).addmm_(inputs.flatten(0, -2), linear.weight.T)
+    stream.view(-1, stream.shape[-1]).addmm_(inputs.flatten(0, -2), linear.weight.T)
     return stream if linear.bias is None else stream.add_(linear.bias)
 
 
