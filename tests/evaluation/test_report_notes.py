@@ -52,6 +52,14 @@ def test_the_live_student_and_the_shipped_one_are_told_apart(models: dict[str, T
     assert baseline.about.endswith("trained on 6.0M tokens.")
 
 
+def test_rounds_before_those_of_a_run_are_told(models: dict[str, TextModel]) -> None:
+    models["shipped-student"].manifest["settings"]["teacher"] = "runs/earlier/round_1"
+    shipped = contenders(models, 1.0)[2]
+    assert shipped.about.endswith(
+        "24.6M tokens after those of its teacher, itself a student; meant for 4 steps."
+    )
+
+
 def test_another_student_is_not_called_the_shipped_one(models: dict[str, TextModel]) -> None:
     other = contenders(models, 1.0, "my/student")[2]
     assert "Shipped" not in other.label + other.about

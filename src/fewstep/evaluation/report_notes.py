@@ -131,11 +131,12 @@ def _distilled(model: TextModel) -> str:
     manifest = model.manifest
     if "round_index" not in manifest:
         return _size(model)
-    count, loop = manifest["round_index"] + 1, manifest["settings"]["loop"]
-    return (
-        f"{count} {'round' if count == 1 else 'rounds'} of {loop['training_steps']:,} training steps, "
-        f"{_tokens(model)}; meant for {manifest['num_steps']} steps"
-    )
+    count, settings = manifest["round_index"] + 1, manifest["settings"]
+    words = f"{count} {'round' if count == 1 else 'rounds'} of {settings['loop']['training_steps']:,}"
+    words += f" training steps, {_tokens(model)}"
+    if Path(settings.get("teacher", "")).name.startswith("round_"):
+        words += " after those of its teacher, itself a student"
+    return f"{words}; meant for {manifest['num_steps']} steps"
 
 
 def _tokens(model: TextModel) -> str:
