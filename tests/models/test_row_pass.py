@@ -37,8 +37,12 @@ class RowsOfProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
-            self.rows.append(result.shape[0])
+        if func.overloadpacket in (
+            torch.ops.aten.mm,
+            torch.ops.aten.addmm,
+            torch.ops.mkldnn._linear_pointwise,
+        ):
+            self.rows.append(result.numel() // result.shape[-1])
         return result
 
 

@@ -35,9 +35,10 @@ def test_forward_is_the_published_formula(kind: str, request: pytest.FixtureRequ
 
 
 def test_a_pass_with_gradients_is_a_pass_without(tiny_denoiser: Denoiser) -> None:
-    """Without gradients the activation works in place; it must be the same one, and leave inputs alone."""
+    """Without gradients other kernels sum in another order, and some work in place; inputs stay alone."""
     inputs = tokens(9)
-    assert torch.equal(tiny_denoiser.head(tiny_denoiser.hidden(inputs)), logits(tiny_denoiser, inputs))
+    found = tiny_denoiser.head(tiny_denoiser.hidden(inputs))
+    torch.testing.assert_close(found, logits(tiny_denoiser, inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_takes_part(tiny_denoiser: Denoiser) -> None:

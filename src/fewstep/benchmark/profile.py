@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 MATRIX_PRODUCTS = (
     "aten::addmm",
-    "aten::addmm_",
+    "mkldnn::_linear_pointwise",
     "aten::mm",
     "aten::bmm",
     "aten::baddbmm",

@@ -16,6 +16,7 @@ from fewstep.models.adapters.hugging_face import HuggingFaceDenoiser
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig, TransformerConfig
 from fewstep.models.folding import fold
 from fewstep.models.kv_cache import KVCache
+from fewstep.models.linear import linear
 from fewstep.models.row_pass import DenoiserCache, RowPass
 from fewstep.models.transformer import Transformer
 
@@ -64,7 +65,7 @@ class _LanguageModel(PreTrainedModel):
 
     def head(self, hidden_rows: Tensor) -> Tensor:
         """Return the float32 logits (..., V) of hidden rows (..., D)."""
-        return self.output_head(hidden_rows).float()
+        return linear(self.output_head, hidden_rows).float()
 
     def folded(self) -> "_LanguageModel":
         """Fold adaLN into the linear layers, in place, for inference; return self.

@@ -11,7 +11,7 @@ Shape letters: B batch, L sequence length, D model width, H heads, K width of a 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.models.attention import Attend, Rotary, RotaryEmbedding, SequenceAttention, rotate
 from fewstep.models.kv_cache import KVCache
+from fewstep.models.linear import is_plain, linear
 
 FREQUENCY_EMBEDDING_SIZE = 256
 
@@ -111,7 +112,7 @@ class Block(nn.Module):
         self, stream: Tensor, rotary: Rotary, modulation: Modulation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries, rotated keys, and values of all rows, (..., H, K) each."""
-        qkv = self.attn_qkv(self.norm1(stream, modulation))
+        qkv = linear(self.attn_qkv, self.norm1(stream, modulation))
         queries, keys, values = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         return rotate(queries, rotary), rotate(keys, rotary), values
 
@@ -122,12 +123,11 @@ class Block(nn.Module):
         if not is_plain(self.attn_qkv):
             queries, keys, values = self.project(stream, rotary, modulation)
             return queries[asked], keys, values
-        weights, bias = self.attn_qkv.weight, self.attn_qkv.bias
         normed = self.norm1(stream, modulation)
         width = normed.shape[-1]
-        of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
-        queries = F.linear(normed[asked], weights[:width], of_queries).unflatten(-1, (self.num_heads, -1))
-        others = F.linear(normed, weights[width:], of_others)
+        queries = linear(self.attn_qkv, normed[asked], outputs=slice(0, width))
+        queries = queries.unflatten(-1, (self.num_heads, -1))
+        others = linear(self.attn_qkv, normed, outputs=slice(width, None))
         keys, values = others.unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
         return rotate(queries, rotary.of(asked)), rotate(keys, rotary), values
 
@@ -135,30 +135,18 @@ class Block(nn.Module):
         self, stream: Tensor, attended: Tensor, for_attention: Modulation | None, for_mlp: Modulation | None
     ) -> Tensor:
         """Return the stream after attention's output and the MLP."""
-        expand, activation, contract = self.mlp
-        stream = add_linear(stream, self.attn_out, attended.flatten(-2), for_attention)
-        inner = expand(self.norm2(stream, for_mlp))
-        if torch.is_grad_enabled():
-            inner = activation(inner)
-        else:
-            torch.ops.aten.gelu_(inner, approximate=activation.approximate)
-        return add_linear(stream, contract, inner, for_mlp)
+        expand, _, contract = self.mlp
+        stream = add_gated(stream, self.attn_out, attended.flatten(-2), for_attention)
+        inner = linear(expand, self.norm2(stream, for_mlp), gelu=True)
+        return add_gated(stream, contract, inner, for_mlp)
 
 
-def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a linear layer is its weight and bias and no more: not quantized, without an adapter."""
-    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
-
-
-def add_linear(stream: Tensor, linear: nn.Module, inputs: Tensor, modulation: Modulation | None) -> Tensor:
-    """Return the stream plus a layer's gated output, summed in the stream itself where it can be."""
-    if modulation is not None:
-        assert modulation.gate is not None
-        return torch.addcmul(stream, modulation.gate.to(stream), linear(inputs))
-    if torch.is_grad_enabled() or not is_plain(linear) or stream.dtype != inputs.dtype:
-        return stream + linear(inputs)
-    stream.view(-1, stream.shape[-1]).addmm_(inputs.flatten(0, -2), linear.weight.T)
-    return stream if linear.bias is None else stream.add_(linear.bias)
+def add_gated(stream: Tensor, layer: nn.Module, inputs: Tensor, modulation: Modulation | None) -> Tensor:
+    """Return the stream plus a layer's output, gated unless the gate is folded into the layer."""
+    if modulation is None:
+        return linear(layer, inputs, residual=stream)
+    assert modulation.gate is not None
+    return torch.addcmul(stream, modulation.gate.to(stream), linear(layer, inputs))
 
 
 class OutputLayer(nn.Module):
