@@ -151,16 +151,40 @@ def test_generated_text_follows_the_context_up_to_a_stop(
 ) -> None:
     model = make(tokenizer)
     context = "The state of"
-    length = len(encode(tokenizer, context)) + 6
-    whole = model.generate(prompt=context, length=length, temperature=0.0).texts[0]
+    start = len(encode(tokenizer, context))
+    whole = model.generate(prompt=context, length=32, temperature=0.0).tokens[0]
     lm = HarnessModel(model)
     (text,) = lm.generate_until(requests("generate_until", (context, {"max_gen_toks": 6, "until": []})))
-    assert context + text == whole and len(text) > 1
+    assert text == model.decode(whole[start : start + 6]) and len(text) > 1
     stop = text[-1]
     for until in (stop, ["~~", stop]):
         settings = {"max_gen_toks": 6, "until": until}
         (stopped,) = lm.generate_until(requests("generate_until", (context, settings)))
         assert stopped == text[: text.index(stop)]
+
+
+@pytest.mark.parametrize("make", [small_denoiser, small_autoregressive])
+def test_contexts_of_different_lengths_and_settings_are_written_together(
+    make: Callable[[PreTrainedTokenizerBase], TextModel],
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One batch of four, and one for the request that draws its tokens; each text as it is alone."""
+    model = make(tokenizer)
+    greedy = {"max_gen_toks": 6, "until": []}
+    drawn = {**greedy, "do_sample": True, "temperature": 0.7}
+    asked = [("The", greedy), ("We hold that", greedy), ("The", drawn), ("Peace", greedy), ("Four", greedy)]
+    sizes = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: sizes.append(given["prompt"]) or generate(**given))
+    texts = HarnessModel(model).generate_until(requests("generate_until", *asked))
+    assert sizes == [["The", "We hold that", "Peace", "Four"], ["The"]]
+    for prompts in sizes:
+        found = generate(prompt=prompts, length=32, temperature=0.7 if prompts == ["The"] else 0.0).tokens
+        for prompt, tokens in zip(prompts, found, strict=True):
+            start = len(encode(tokenizer, prompt))
+            number = 2 if prompts == ["The"] else [context for context, _ in asked].index(prompt)
+            assert texts[number] == model.decode(tokens[start : start + 6])
 
 
 def test_a_context_too_long_loses_its_beginning(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,6 +1,7 @@
 """Prompts of unequal lengths in one batch, and prompts by a chat template."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fewstep.models.config import AutoregressiveConfig, DenoiserConfig
 from fewstep.models.language_model import AutoregressiveLM, Denoiser
+from fewstep.sampling.constraints import encode
 from fewstep.sampling.text_model import TextModel
 
 SHAPE = {
@@ -51,6 +53,26 @@ def test_a_prompt_is_written_by_the_chat_template(model: TextModel) -> None:
     assert chat.tokens == plain.tokens
     *_, last = model.stream(prompt="We", chat=True, length=40)
     assert last.texts[0] == plain.texts[0]
+
+
+def test_an_answer_ends_at_its_separator(model: TextModel) -> None:
+    """The question's own separators do not end it; a suffix does."""
+    separator: Any = model.tokenizer.eos_token_id
+    model.tokenizer.chat_template = TEMPLATE.replace(";", "<|endoftext|>")
+    with torch.no_grad():  # many tokens end a text
+        model.network.output_head.bias[separator] += 12
+    chat = model.generate(prompt=["We", "The"], chat=True, length=40)
+    for ids, text, question in zip(
+        chat.tokens, chat.texts, ["user:Weanswer:", "user:Theanswer:"], strict=True
+    ):
+        start = ids.index(separator) + 1 + len(encode(model.tokenizer, "answer:"))
+        end = ids.index(separator, start)
+        assert text == question + model.decode(ids[start:end])
+        assert len(model.decode(ids)) > len(text)
+    *_, last = model.stream(prompt=["We", "The"], chat=True, length=40)
+    assert last.texts == chat.texts
+    if model.is_denoiser:
+        assert model.generate(prompt="We", suffix="so", chat=True, length=40).texts[0].endswith("so")
 
 
 def test_chat_needs_a_template(model: TextModel) -> None:

@@ -66,7 +66,8 @@ def sample(
         cache_refresh: Steps of a denoiser from one full pass to the next. 1 is exact; more is cheaper
             and approximate, since passes between compute only what just changed; 0 makes one full pass.
         block_length: Tokens written at once beyond the context, for texts longer than it. Denoisers only.
-        chat: Write the prompt as a user's message, by the tokenizer's chat template.
+        chat: Write the prompt as a user's message, by the tokenizer's chat template; the text ends where
+            the answer does, at the first separator.
         temperature: Divides the logits; 0 takes the most probable token.
         top_k: Draw among this many most probable tokens; 0 for all.
         top_p: Draw among the fewest most probable tokens that hold this probability.

@@ -55,3 +55,9 @@ def prompt_and_response(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
             "answer cannot be told from it; set another chat_template"
         )
     return prompt, whole[len(prompt) :]
+
+
+def up_to_separator(ids: Sequence[int], separator: Any, start: int = 0) -> list[int]:
+    """Return the ids before the first `separator` at or behind `start`; all of them if there is none."""
+    ids = list(ids)
+    return ids[: ids.index(separator, start)] if separator in ids[start:] else ids

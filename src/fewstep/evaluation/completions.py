@@ -21,8 +21,7 @@ from fewstep import seeds
 from fewstep.evaluation.likelihood import target_scores
 from fewstep.losses.nelbo import DenoiserNetwork
 from fewstep.models.language_model import LanguageModel
-from fewstep.sampling.constraints import encode
-from fewstep.sampling.text_model import equal_length_batches
+from fewstep.sampling.constraints import encode, equal_length_batches
 
 
 @dataclass(frozen=True)

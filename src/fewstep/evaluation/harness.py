@@ -7,7 +7,9 @@ It is the command line of the harness (`pip install 'fewstep[harness]'`), to whi
 Python, `fewstep.evaluation.harness.harness(model, ["arc_easy"])`.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 try:
@@ -21,12 +23,15 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
+from fewstep.data.chat import up_to_separator
 from fewstep.evaluation.completions import Completion, completion, score_completions
 from fewstep.sampling.constraints import encode
 from fewstep.sampling.text_model import TextModel, load
 
 DEFAULT_NEW_TOKENS = 64
 """Tokens to generate where a task does not say."""
+LENGTH_STEP = 32
+"""Lengths of generated texts are rounded up to a multiple, so that more of them share a batch."""
 BOOTSTRAPS = 1000
 """For the standard errors of metrics that are no means."""
 
@@ -88,8 +93,28 @@ class HarnessModel(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return what the model writes behind each context, up to a stop string or separator."""
-        return [self._continuation(*request.args) for request in requests]
+        """Return what the model writes behind each context, up to a stop string or separator.
+
+        Requests of the same settings and, up to `LENGTH_STEP`, the same length are written together.
+        """
+        asked = [self._prompt(*request.args) for request in requests]
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number, prompt in enumerate(asked):
+            groups.setdefault((prompt.length, prompt.temperature, prompt.top_p), []).append(number)
+        texts = [""] * len(requests)
+        for (length, temperature, top_p), numbers in groups.items():
+            generation = self.model.generate(
+                prompt=[asked[number].context for number in numbers],
+                length=length,
+                num_steps=self.num_steps,
+                temperature=temperature,
+                top_p=top_p,
+                seed=self.seed,
+                batch_size=self.batch_size,
+            )
+            for number, tokens in zip(numbers, generation.tokens, strict=True):
+                texts[number] = asked[number].answer(self.model, tokens)
+        return texts
 
     def _scores(self, completions: list[Completion]) -> list[tuple[float, bool]]:
         scores = score_completions(
@@ -101,30 +126,45 @@ class HarnessModel(LM):
         )
         return [(-score.nats, score.is_predicted) for score in scores]
 
-    def _continuation(self, context: str, settings: dict[str, Any]) -> str:
-        """Return one text; a context too long to leave room for it loses its beginning."""
-        tokenizer, longest = self.model.tokenizer, self.model.network.max_length
+    def _prompt(self, context: str, settings: dict[str, Any]) -> "_Prompt":
+        """Return what a request asks for; a context too long to leave room for it loses its beginning."""
+        longest = self.model.network.max_length
         new_tokens = int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
-        ids = encode(tokenizer, context)
+        ids = encode(self.model.tokenizer, context)
         if len(ids) + new_tokens > longest:
             new_tokens = min(new_tokens, longest // 2)
             context = self.model.decode(ids[len(ids) + new_tokens - longest :])
-            ids = encode(tokenizer, context)
-        sampled = settings.get("do_sample", False)
-        generation = self.model.generate(
-            prompt=context,
-            length=min(len(ids) + new_tokens, longest),
-            num_steps=self.num_steps,
+            ids = encode(self.model.tokenizer, context)
+        sampled, until = settings.get("do_sample", False), settings.get("until", [])
+        return _Prompt(
+            context=context,
+            start=len(ids),
+            end=len(ids) + new_tokens,
+            length=min(math.ceil((len(ids) + new_tokens) / LENGTH_STEP) * LENGTH_STEP, longest),
             temperature=float(settings.get("temperature", 1.0)) if sampled else 0.0,
             top_p=float(settings.get("top_p", 1.0)) if sampled else 1.0,
-            seed=self.seed,
+            stops=[until] if isinstance(until, str) else until,
         )
-        written = generation.tokens[0][len(ids) :]
-        if tokenizer.eos_token_id in written:
-            written = written[: written.index(tokenizer.eos_token_id)]
-        text = self.model.decode(written)
-        stops = settings.get("until", [])
-        for stop in [stops] if isinstance(stops, str) else stops:
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """What one request for a text asks for."""
+
+    context: str
+    start: int
+    end: int
+    """The answer's tokens, of the text's."""
+    length: int
+    """Tokens of the text that is written."""
+    temperature: float
+    top_p: float
+    stops: list[str]
+
+    def answer(self, model: TextModel, tokens: list[int]) -> str:
+        """Return what a text holds of the answer before its separator and all stop strings."""
+        text = model.decode(up_to_separator(tokens[self.start : self.end], model.tokenizer.eos_token_id))
+        for stop in self.stops:
             text = text.split(stop)[0] if stop else text
         return text
 

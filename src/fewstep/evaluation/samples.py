@@ -23,9 +23,9 @@ import torch
 import fewstep
 from fewstep.data.encoding import tokenizer_hash
 from fewstep.evaluation.processes import Share, wait_for
-from fewstep.sampling.constraints import encode
+from fewstep.sampling.constraints import encode, equal_length_batches
 from fewstep.sampling.samplers import SamplerName
-from fewstep.sampling.text_model import TextModel, equal_length_batches
+from fewstep.sampling.text_model import TextModel
 
 WARM_UP_STEPS = 2
 

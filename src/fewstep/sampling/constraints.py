@@ -4,7 +4,7 @@ Each constraint becomes a row of token ids with the mask wherever the model shal
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,3 +128,15 @@ def canvases(
         for constraint in constraints
         for canvas in [constraint.canvas(tokenizer, length, longest)] * num_samples
     ]
+
+
+def equal_length_batches(canvases: list[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Yield the indices of batches of up to `batch_size` canvases of one length."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    by_length: dict[int, list[int]] = {}
+    for index, canvas in enumerate(canvases):
+        by_length.setdefault(len(canvas), []).append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), batch_size):
+            yield indices[start : start + batch_size]

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fewstep import seeds
-from fewstep.data.chat import questions
+from fewstep.data.chat import questions, up_to_separator
 from fewstep.data.tokenizer import load_tokenizer, vocab_size
 from fewstep.diffusion.schedule import SCHEDULES
 from fewstep.losses.nelbo import DenoiserNetwork
@@ -29,7 +29,7 @@ from fewstep.models.inference import Inference
 from fewstep.models.language_model import LanguageModel
 from fewstep.sampling.autoregressive import continue_in_steps
 from fewstep.sampling.blocks import unmask_in_blocks
-from fewstep.sampling.constraints import as_list, canvases, paired_constraints
+from fewstep.sampling.constraints import as_list, canvases, equal_length_batches, paired_constraints
 from fewstep.sampling.loop import Progress, unmask_in_steps
 from fewstep.sampling.samplers import SamplerName, sampler_named
 from fewstep.sampling.sharpening import Sharpening
@@ -135,7 +135,8 @@ class TextModel:
                 passes between compute only the positions that unmask and those that just did, which is
                 cheaper and approximate; 0 makes one full pass only.
             block_length: Tokens written at once beyond the context, for texts longer than it.
-            chat: Write each prompt as a user's message, by the tokenizer's chat template.
+            chat: Write each prompt as a user's message, by the tokenizer's chat template; its text ends
+                where the answer does, at the first separator, unless a suffix ends it.
             temperature, top_k, top_p: See `Sharpening`.
             seed: Text i depends on the seed and on i, not on the batch it is made in.
             batch_size: Texts made at once.
@@ -160,7 +161,8 @@ class TextModel:
             for place, ids in zip(places, last.tokens_BL.tolist(), strict=True):
                 tokens[place] = ids
         full_passes = positions_computed / max(sum(map(len, tokens)), 1)
-        return Generation([self.decode(ids) for ids in tokens], tokens, num_forwards, full_passes)
+        texts = self._texts(tokens, [starts[number] for number in wanted], chat)
+        return Generation(texts, tokens, num_forwards, full_passes)
 
     def stream(
         self,
@@ -195,7 +197,7 @@ class TextModel:
         for progress in self._steps(starts, rows, unmasking, sharpening, seed):
             tokens = progress.tokens_BL.cpu()
             written, before = tokens != before, tokens
-            texts = [self.decode(ids) for ids in tokens.tolist()]
+            texts = self._texts(tokens.tolist(), starts, chat)
             yield Snapshot(texts, tokens, written, progress.step, progress.num_steps, progress.num_forwards)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -209,6 +211,16 @@ class TextModel:
             else:
                 run.append(token)
         return self.blank.join(pieces)
+
+    def _texts(self, tokens: list[list[int]], canvases: list[Tensor], chat: bool) -> list[str]:
+        """Return the texts of canvases that are written or half written, of chats up to the answer's end."""
+        if chat:
+            mask, separator = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
+            tokens = [
+                up_to_separator(ids, separator, given.index(mask)) if given[-1] == mask else ids
+                for ids, given in zip(tokens, (canvas.tolist() for canvas in canvases), strict=True)
+            ]
+        return [self.decode(ids) for ids in tokens]
 
     def _canvases(
         self,
@@ -303,18 +315,6 @@ class _Unmasking:
     sampler: SamplerName | None = None
     cache_refresh: int = 1
     block_length: int | None = None
-
-
-def equal_length_batches(canvases: list[Tensor], batch_size: int) -> Iterator[list[int]]:
-    """Yield the indices of batches of up to `batch_size` canvases of one length."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    by_length: dict[int, list[int]] = {}
-    for index, canvas in enumerate(canvases):
-        by_length.setdefault(len(canvas), []).append(index)
-    for indices in by_length.values():
-        for start in range(0, len(indices), batch_size):
-            yield indices[start : start + batch_size]
 
 
 def load(
