@@ -23,5 +23,6 @@ def mistaken_times(times_B: Tensor, *, delta: float, teacher_steps: int) -> Tens
     return (times_B - delta * torch.cat([passes, end])[:, None]).clamp_min(0)
 
 
-targets.rollout_times = mistaken_times
-sys.exit(main(["distill", *sys.argv[1:]]))
+if __name__ == "__main__":
+    targets.rollout_times = mistaken_times
+    sys.exit(main(["distill", *sys.argv[1:]]))
