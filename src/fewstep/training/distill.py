@@ -90,6 +90,11 @@ def distill(
     accelerator = loop.accelerator(run_directory, {"output": output, **settings})
     model = load_denoiser(student or teacher)
     check_same_shape(model, load_denoiser(teacher), student or teacher, teacher)
+    if data.context_length > model.max_length:
+        raise ValueError(
+            f"data.context_length is {data.context_length} and the context of {student or teacher} "
+            f"{model.max_length}; lower it, or train the teacher on longer texts first"
+        )
     if lora.rank:
         attach(model, lora)
     tokenizer = load_tokenizer(resolve(teacher))
