@@ -50,7 +50,7 @@ def test_values_with_their_errors_are_of_one_row_of_the_results(page: str) -> No
         for row in rows()
         for key in row
         if f"{key}_standard_error" in row
-        for decimals in (0, 1)
+        for decimals in (0, 1, 2)
     }
     claimed = [pair for line in tables(page) for pair in re.findall(r"([\d.]+) ± ([\d.]+) \|", line)]
     assert len(claimed) > 20
@@ -90,3 +90,19 @@ def test_the_mistaken_grid_takes_its_last_pass_too_late() -> None:
     two, four = (times(start, delta=0.125, teacher_steps=k).T.tolist() for k in (2, 4))
     assert two == [[0.5, 0.25, 0.25], [0.125, 0.0, 0.0]]
     assert four[0] == pytest.approx([0.5, 0.5 - 1 / 6, 0.5 - 2 / 6, 0.0, 0.0])
+
+
+def test_known_words_are_counted_in_the_samples_of_an_evaluation(tmp_path: Path) -> None:
+    samples = tmp_path / "samples" / "a-model-8-steps-0123456789abcdef"
+    samples.mkdir(parents=True)
+    (samples / "manifest.json").write_text(json.dumps({"temperature": 0.9, "top_p": 1.0}))
+    for number, text in enumerate(["The Union's peace, the pece.", "Peace 1 of"]):
+        (samples / f"batch-{number}.json").write_text(json.dumps({"texts": [text]}))
+    (row,) = script("known_words.py").shares(tmp_path, {"the", "union's", "peace", "of"})
+    assert row == {
+        "samples": "a-model-8-steps",
+        "temperature": 0.9,
+        "top_p": 1.0,
+        "known_words": 6 / 7,
+        "bytes_per_text": (28 + 10) / 2,
+    }
