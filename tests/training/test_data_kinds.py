@@ -1,4 +1,4 @@
-"""Whole runs on other data than packed text: prompts with responses, and streams."""
+"""Whole runs on other data than packed text, prompts with responses and streams; and data that do not fit."""
 
 import json
 from collections.abc import Callable
@@ -146,3 +146,12 @@ def test_a_stopped_run_goes_on_bit_identically(
     stopped = train(output=str(tmp_path / "stopped"), **settings("diffusion", more_processes, init_from))
     one, other = (load_file(path / "model.safetensors") for path in (whole, stopped))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_texts_longer_than_the_teachers_context_are_refused(
+    tmp_path: Path, start: Callable[[str], str], corpus_file: Path
+) -> None:
+    data = DataConfig(corpus=Corpus(source=str(corpus_file)), context_length=17)
+    with pytest.raises(ValueError, match=r"context_length is 17 and the context of .* 16; lower it"):
+        distill(output=str(tmp_path / "run"), teacher=start("diffusion"), data=data, loop=LOOP)
+    assert not (tmp_path / "run").exists()
