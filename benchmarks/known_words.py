@@ -2,8 +2,8 @@
 
     python benchmarks/known_words.py runs/evaluation
 
-Reads the texts that `fewstep eval --output runs/evaluation` saved. A judge spells a word out that it does not
-know, in many cheap tokens, so that generative perplexity hardly sees it. Ends with one line of JSON.
+Reads the texts that `fewstep eval --output runs/evaluation` saved. Pieces of a word that are drawn without
+regard to each other make words that there are not. Ends with one line of JSON.
 """
 
 import json

@@ -75,13 +75,17 @@ def test_the_picture_of_the_results_is_drawn_from_their_rows(tmp_path: Path) -> 
     assert 0 < ink[0] < ink[1]
 
 
-def test_draws_in_float32_are_right_but_for_the_tail() -> None:
-    """A weight of 1e-12 beside one of 1 wins exactly never, where noise has 24 bits."""
+def test_draws_in_float32_are_right_but_for_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest and smallest random numbers of 24 bits: below 3.6e-9 a weight cannot win at all."""
     race = script("ablations/float32_draws.py").float32_race
-    weights = torch.tensor([0.5, 0.3, 0.2, 1e-12], dtype=torch.float64).expand(1, 40_000, 4)
-    counts = race(weights, torch.Generator().manual_seed(0))[0].bincount(minlength=4)
-    assert (counts[:3] / 40_000).tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
-    assert counts[3] == 0
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(1, 40_000, 3)
+    counts = race(weights, torch.Generator().manual_seed(0))[0].bincount(minlength=3)
+    assert (counts / 40_000).tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
+    best_for_the_tail = torch.tensor([[[2.0**-24, 1 - 2.0**-24]]])
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: best_for_the_tail)
+    for weight, winner in ((4e-9, 1), (3e-9, 0)):
+        tail = torch.tensor([[[1.0, weight]]], dtype=torch.float64)
+        assert race(tail, torch.Generator()).item() == winner
 
 
 def test_the_mistaken_grid_takes_its_last_pass_too_late() -> None:

@@ -11,6 +11,9 @@ from fewstep.models.linear import FEWEST_ROWS, linear
 from tests.reference import gelu_tanh
 
 D, OUT = 24, 40
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN, whose use is tested"
+)
 
 
 class Products(TorchDispatchMode):
@@ -64,6 +67,7 @@ def test_values_are_those_of_the_formula(
     assert torch.equal(residual, kept), "it is not summed in place"
 
 
+@needs_onednn
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 def test_gelu_is_the_same_inside_the_product_and_behind_it(
     capability: str, monkeypatch: pytest.MonkeyPatch
@@ -88,7 +92,7 @@ def names(one: nn.Module, inputs: Tensor, **context: Any) -> list[str]:
     return products.names
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN")
+@needs_onednn
 def test_onednn_computes_what_it_is_faster_at() -> None:
     fused = "_linear_pointwise"
     assert fused in names(layer(), drawn(FEWEST_ROWS, D))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from fewstep.data.chat import up_to_separator
 from fewstep.evaluation.judge import Judge
 from fewstep.evaluation.scoring import BATCH_TOKENS, Window, score, window_length
 
@@ -127,13 +128,8 @@ def until_end_of_text(tokens: Sequence[int], end_token_id: int) -> list[int]:
 
     End-of-text tokens at the beginning open a text, and are left out.
     """
-    kept = []
-    for token in tokens:
-        if token != end_token_id:
-            kept.append(token)
-        elif kept:
-            break
-    return kept
+    start = next((place for place, token in enumerate(tokens) if token != end_token_id), len(tokens))
+    return up_to_separator(tokens, end_token_id, start)[start:]
 
 
 def _check_tokens(tokens: Sequence[Sequence[int]], num_texts: int, judge: Judge) -> None:
